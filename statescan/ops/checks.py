@@ -1,0 +1,40 @@
+"""Argument checks shared by the ops: every message says what was got and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int | str]) -> None:
+    """Compare a tensor with a shape; a string stands for any size."""
+    if tensor.ndim != len(shape) or any(isinstance(s, int) and t != s for t, s in zip(tensor.shape, shape, strict=False)):
+        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}); got {tuple(tensor.shape)}")
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """States are float32, or float64 (complex64, complex128) when the input is."""
+    if x.is_complex():
+        return x.dtype
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def broadcast_state(name: str, state: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A state of the full shape: zeros for None, expanded over the batch if it lacks that axis."""
+    if state is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if tuple(state.shape) not in (shape, shape[1:]):
+        raise ValueError(f"{name} must have shape {shape}; got {tuple(state.shape)}: is it the state of another layer or batch?")
+    return state.to(dtype).expand(shape)
+
+
+def group(name: str, tensor: Tensor, batch: int, length: int, n: int, width: int) -> Tensor:
+    """(B, L, N) or (B, L, G, N) to (B, L, G, N), with G dividing the width (channels or heads)."""
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(2)
+    check_shape(name, tensor, (batch, length, "G", n))
+    if width % tensor.shape[2]:
+        raise ValueError(f"{name} has {tensor.shape[2]} groups, which do not divide {width}")
+    return tensor
