@@ -5,7 +5,10 @@
 >>> y, state = layer.scan(x)                  # doctest: +SKIP
 """
 
-from statescan import ops, state
+from statescan import models, ops, state
+from statescan.backbones import FlatBackbone
+from statescan.heads import LanguageModel
+from statescan.mixers import Mamba, Mamba2
 from statescan.ops.dispatch import explain, implementation
 from statescan.parameters import parameter_groups
 from statescan.protocols import CausalMixer, Mixer
@@ -17,6 +20,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CausalMixer",
+    "FlatBackbone",
+    "LanguageModel",
+    "Mamba",
+    "Mamba2",
     "Mixer",
     "Spec",
     "Timeline",
@@ -24,6 +31,7 @@ __all__ = [
     "explain",
     "implementation",
     "list_models",
+    "models",
     "ops",
     "parameter_groups",
     "register",

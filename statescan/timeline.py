@@ -203,3 +203,12 @@ class Timeline(NamedTuple):
         joined, place = torch.cat(pieces), torch.cat(places)
         result = joined.new_zeros(batch * length, *joined.shape[1:])
         return result.index_copy(0, place, joined).view(batch, length, *joined.shape[1:])
+
+
+def hide(x: Tensor, timeline: Timeline | None) -> Tensor:
+    """Zeros at positions that do not exist (selected, not multiplied: what stands there may be NaN); x is (B, L, ...)."""
+    if timeline is None or timeline.mask is None:
+        return x
+    mask = timeline.expand(x.shape[0], x.shape[1]).mask
+    assert mask is not None
+    return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,0 +1,43 @@
+"""The pre-norm residual block: x + mixer(norm(x))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from statescan.layers import RMSNorm
+from statescan.protocols import Bus, CausalMixer, Mixer, State
+from statescan.timeline import Timeline
+
+
+class Residual(nn.Module):
+    """One residual block around a causal mixer, a mixer of any kind, or a layer that looks at single positions (``forward(x)``).
+
+    A float32 stream stays float32 whatever the mixer computes in. The state is the mixer's; the empty tuple where there is none.
+    """
+
+    def __init__(self, d_model: int, mixer: Callable[[int], nn.Module], norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = RMSNorm(d_model, norm_eps)
+        self.mixer = mixer(d_model)
+
+    def forward(
+        self, x: Tensor, timeline: Timeline | None = None, *, state: State | None = None, bus: Bus | None = None
+    ) -> tuple[Tensor, State]:
+        """The new stream and the new state."""
+        h = self.norm(x)
+        if isinstance(self.mixer, CausalMixer):
+            y, state = self.mixer(h, timeline, state=state, return_state=True, bus=bus)
+        elif isinstance(self.mixer, Mixer):
+            if state:
+                raise ValueError(f"{type(self.mixer).__name__} looks ahead, so it has no state: run whole sequences")
+            y, state = self.mixer(h, timeline, bus=bus), ()
+        else:
+            y, state = self.mixer(h), ()
+        return x + y.to(x.dtype), state
+
+    def init_state(self, batch_size: int, **where: Any) -> State:
+        """The mixer's."""
+        return self.mixer.init_state(batch_size, **where) if isinstance(self.mixer, CausalMixer) else ()

@@ -1,0 +1,5 @@
+"""Features to a task's output and its loss."""
+
+from statescan.heads.language import LanguageModel
+
+__all__ = ["LanguageModel"]

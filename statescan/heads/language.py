@@ -1,0 +1,138 @@
+"""Language models: token ids to next-token logits, with the state going in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.backbones import FlatBackbone, FlatState
+from statescan.parameters import parameter_groups
+from statescan.protocols import Bus
+from statescan.registry import register
+from statescan.spec import Spec
+from statescan.timeline import Timeline, hide
+
+LogitsAt = Literal["all", "last"] | int | Tensor
+
+
+@register
+class LanguageModel(nn.Module):
+    """Embedding, a flat backbone, and a head tied to the embedding or not. The contract is a causal mixer's, on token ids.
+
+    Args:
+        vocab_size: rows of the embedding, V (padded sizes are the caller's choice).
+        d_model: width D.
+        layers: pattern over the names of ``parts``: ``"M*24"``, ``"(MMA)*8"``.
+        parts: name (one letter) -> mixer or layer.
+        norm_eps: of every norm.
+        tie_embeddings: the head shares the embedding's weight.
+        residual_in_fp32: keep the residual stream in float32 whatever the layers' dtype.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        layers: str = "M*24",
+        parts: Mapping[str, Callable[[int], nn.Module]] | None = None,
+        norm_eps: float = 1e-5,
+        tie_embeddings: bool = True,
+        residual_in_fp32: bool = True,
+    ) -> None:
+        super().__init__()
+        if vocab_size < 1 or d_model < 1:
+            raise ValueError(f"vocab_size and d_model must be positive; got {vocab_size} and {d_model}")
+        self.vocab_size, self.d_model, self.tie_embeddings = vocab_size, d_model, tie_embeddings
+        self.backbone = FlatBackbone(d_model, layers, parts or {"M": Spec("Mamba")}, vocab_size, norm_eps, residual_in_fp32)
+        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+        self.tie()
+        self.tokenizer: Any = None
+        """How text becomes ids; set when a folder that has one is loaded."""
+
+    def tie(self) -> None:
+        """Let head and embedding share a weight, where they should (after loading, say)."""
+        if self.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        super()._apply(fn, recurse)
+        self.tie()  # moving off the meta device replaces parameters one by one
+        return self
+
+    def forward(
+        self,
+        ids: Tensor,
+        timeline: Timeline | None = None,
+        *,
+        state: FlatState | None = None,
+        return_state: bool = False,
+        logits_at: LogitsAt = "all",
+        bus: Bus | None = None,
+    ) -> Any:
+        """Ids (B, L) -> logits (B, L, V), or (B, V) at one position a row.
+
+        ``logits_at``: "all"; "last", the last existing position of each row; an index; or one index a row, (B,).
+        """
+        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"ids must be integers of shape (batch, length); got {ids.dtype} {tuple(ids.shape)}")
+        if ids.shape[1] == 0:
+            raise ValueError("ids has length 0: a sequence needs at least one token")
+        h, state = self.backbone(ids, timeline, state=state, return_state=True, bus=bus)
+        if isinstance(logits_at, str) and logits_at == "all":
+            logits = hide(self.lm_head(h), timeline)
+        else:
+            logits = self.lm_head(_pick(h, timeline, logits_at))
+        return (logits, state) if return_state else logits
+
+    def scan(
+        self,
+        ids: Tensor,
+        state: FlatState | None = None,
+        timeline: Timeline | None = None,
+        bus: Bus | None = None,
+        *,
+        logits_at: LogitsAt = "all",
+    ) -> tuple[Tensor, FlatState]:
+        """``(logits, state)``: a chunk."""
+        return self(ids, timeline, state=state, return_state=True, logits_at=logits_at, bus=bus)
+
+    def step(self, ids: Tensor, state: FlatState, timeline: Timeline | None = None, bus: Bus | None = None) -> tuple[Tensor, FlatState]:
+        """One token a row: ids (B,), timeline fields (B,) -> logits (B, V)."""
+        line = None if timeline is None else timeline.as_sequence()
+        logits, state = self(ids.unsqueeze(1), line, state=state, return_state=True, bus=bus)
+        return logits.squeeze(1), state
+
+    def init_state(self, batch_size: int, *, capacity: int | None = None, device: torch.device | str | None = None) -> FlatState:
+        """The state before the first token."""
+        return self.backbone.init_state(batch_size, capacity=capacity, device=device)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over targets that are not negative (-100 marks what is not predicted)."""
+        return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten().masked_fill(targets.flatten() < 0, -100), ignore_index=-100)
+
+    def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
+        """Optimiser groups: dynamics, norms and biases without weight decay."""
+        return parameter_groups(self, weight_decay=weight_decay)
+
+
+def _pick(h: Tensor, timeline: Timeline | None, at: LogitsAt) -> Tensor:
+    batch, length = h.shape[:2]
+    if isinstance(at, str):
+        if at != "last":
+            raise ValueError(f"logits_at must be 'all', 'last', an index or one index a row; got {at!r}")
+        if timeline is None or timeline.mask is None:
+            return h[:, -1]
+        mask = timeline.expand(batch, length).mask
+        assert mask is not None
+        at = (mask.long() * torch.arange(1, length + 1, device=h.device)).amax(1).sub(1).clamp(min=0)
+    if isinstance(at, int):
+        if not -length <= at < length:
+            raise ValueError(f"logits_at={at} lies outside a sequence of length {length}")
+        return h[:, at]
+    if at.shape != (batch,):
+        raise ValueError(f"logits_at as a tensor must have shape ({batch},), one index a row; got {tuple(at.shape)}")
+    return h.gather(1, at.long().view(-1, 1, 1).expand(-1, 1, h.shape[2])).squeeze(1)

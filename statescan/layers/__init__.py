@@ -1,0 +1,7 @@
+"""Owns parameters, never looks across positions (the short convolution, which every selective mixer opens with, is the one exception)."""
+
+from statescan.layers.conv import CausalConv1d
+from statescan.layers.delta import DeltaProjection, init_delta_bias
+from statescan.layers.norm import GatedRMSNorm, RMSNorm
+
+__all__ = ["CausalConv1d", "DeltaProjection", "GatedRMSNorm", "RMSNorm", "init_delta_bias"]

@@ -1,0 +1,32 @@
+"""The step size of selective mixers: its bias lives in float32 and starts so that steps are log-uniform in [dt_min, dt_max]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.ops.checks import state_dtype
+from statescan.parameters import Dynamic
+
+
+def init_delta_bias(shape: tuple[int, ...], dt_min: float, dt_max: float, floor: float) -> Tensor:
+    """softplus^-1 of log-uniform steps in [dt_min, dt_max], clamped below at ``floor``."""
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"expected 0 < dt_min <= dt_max; got dt_min={dt_min}, dt_max={dt_max}")
+    delta = torch.exp(torch.rand(shape) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=floor)
+    return delta + torch.log(-torch.expm1(-delta))
+
+
+class DeltaProjection(nn.Linear, Dynamic):
+    """Low-rank to width: a Linear whose bias is added in float32, so that small steps survive bfloat16 weights and autocast."""
+
+    dynamics = ("bias",)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not torch.is_autocast_enabled(input.device.type)):
+            return F.linear(input, self.weight, self.bias)
+        product = F.linear(input, self.weight)
+        return product.to(state_dtype(product)) + self.bias

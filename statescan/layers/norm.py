@@ -1,0 +1,47 @@
+"""Root-mean-square norms, computed in float32 (float64 for float64 inputs) whatever the storage."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.ops.checks import state_dtype
+
+
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps), in the weight's dtype: a float32 residual stream enters a bfloat16 layer here."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = state_dtype(x)
+        return F.rms_norm(x.to(dtype), (x.shape[-1],), self.weight.to(dtype), self.eps).to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm(y * silu(z)), or RMSNorm(y) * silu(z) with ``norm_before_gate``; over each of ``groups`` equal parts of the width."""
+
+    def __init__(self, d_model: int, groups: int = 1, eps: float = 1e-5, norm_before_gate: bool = False) -> None:
+        super().__init__()
+        if d_model % groups:
+            raise ValueError(f"groups must divide d_model; got {groups} and {d_model}")
+        self.groups, self.eps, self.norm_before_gate = groups, eps, norm_before_gate
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        dtype = state_dtype(y)
+        gate = F.silu(z.to(dtype))
+        y = y.to(dtype) if self.norm_before_gate else y.to(dtype) * gate
+        parts = y.unflatten(-1, (self.groups, -1))
+        y = F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(dtype)
+        return (y * gate if self.norm_before_gate else y).to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps}, norm_before_gate={self.norm_before_gate}"

@@ -1,0 +1,6 @@
+"""Looks across positions, so it may carry state. One file a mixer."""
+
+from statescan.mixers.mamba import Mamba, MambaState
+from statescan.mixers.mamba2 import Mamba2, Mamba2State
+
+__all__ = ["Mamba", "Mamba2", "Mamba2State", "MambaState"]

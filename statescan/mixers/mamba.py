@@ -1,0 +1,150 @@
+"""Mamba (S6): short convolution, selective scan and gate in one block.
+
+Paper: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, https://arxiv.org/abs/2312.00752.
+Parameter names are those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from statescan.layers import CausalConv1d, DeltaProjection, init_delta_bias
+from statescan.ops import selective_scan
+from statescan.ops.checks import state_dtype
+from statescan.protocols import Bus, CausalMixer
+from statescan.registry import register
+from statescan.state import state as declare_state
+from statescan.timeline import Timeline, hide
+
+
+@declare_state
+class MambaState(NamedTuple):
+    """Float32."""
+
+    conv: Tensor
+    """(B, K-1, E): the last existing inputs of the short convolution, oldest first."""
+    ssm: Tensor
+    """(B, E, N)"""
+
+
+@register
+class Mamba(CausalMixer):
+    """The selective mixer of Mamba::
+
+        [x, z]  = in_proj(u)
+        x       = silu(conv1d(x))
+        [r,B,C] = x_proj(x)
+        delta   = softplus(dt_proj(r))
+        h_t     = exp(delta_t A) h_{t-1} + delta_t B_t x_t,   A = -exp(A_log)
+        y       = out_proj((C_t h_t + D x_t) * silu(z))
+
+    Args:
+        d_model: width D.
+        d_state: states a channel, N.
+        d_conv: taps of the short convolution, K.
+        expand: inner width E = expand * d_model.
+        dt_rank: rank of the step's projection; "auto" is ceil(d_model / 16).
+        dt_min, dt_max: initial steps are log-uniform between them.
+        dt_init: dt_proj's weight is uniform ("random") or constant.
+        dt_scale: scale of that initialisation.
+        dt_init_floor: initial steps are at least this.
+        conv_bias: bias of the convolution.
+        bias: biases of in_proj and out_proj.
+
+    Shapes: (B, L, D) -> (B, L, D). State: :class:`MambaState`. An interval multiplies delta; the input map is Euler's, so holding the
+    input over two steps is not exactly one double step.
+    """
+
+    has_time = True
+    dynamics = ("A_log", "D")
+    residual_outputs = ("out_proj",)
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if d_model < 1 or d_state < 1 or d_conv < 1:
+            raise ValueError(f"d_model, d_state and d_conv must be positive; got {d_model}, {d_state}, {d_conv}")
+        self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, int(expand * d_model)
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.conv1d = CausalConv1d(self.d_inner, d_conv, bias=conv_bias, activation="silu")
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = DeltaProjection(self.dt_rank, self.d_inner)
+        scale = self.dt_rank**-0.5 * dt_scale
+        if dt_init == "constant":
+            nn.init.constant_(self.dt_proj.weight, scale)
+        else:
+            nn.init.uniform_(self.dt_proj.weight, -scale, scale)
+        self.dt_proj.bias = nn.Parameter(init_delta_bias((self.d_inner,), dt_min, dt_max, dt_init_floor))
+        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        timeline: Timeline | None = None,
+        *,
+        state: MambaState | None = None,
+        return_state: bool = False,
+        bus: Bus | None = None,
+    ) -> Any:
+        streams, conv = self.streams(x, timeline, state)
+        y, ssm = self.recur(*streams, timeline, state)
+        y = hide(self.finish(y), timeline)
+        return (y, MambaState(conv, ssm)) if return_state else y
+
+    def streams(
+        self, u: Tensor, timeline: Timeline | None = None, state: MambaState | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """What enters the scan, ``(x, delta_raw, B, C, z)``, and the convolution's tail."""
+        x, z = self.in_proj(hide(u, timeline)).chunk(2, dim=-1)
+        x, conv = self.conv1d(x, timeline, state=None if state is None else state.conv)
+        r, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return (x, self.dt_proj(r), B, C, z), conv
+
+    def recur(
+        self, x: Tensor, delta_raw: Tensor, B: Tensor, C: Tensor, z: Tensor, timeline: Timeline | None, state: MambaState | None
+    ) -> tuple[Tensor, Tensor]:
+        """The gated scan: (B, L, E) and the last state."""
+        return selective_scan(
+            x, delta_raw, -torch.exp(self.A_log), B, C, self.D, z=z, delta_softplus=True,
+            state=None if state is None else state.ssm, timeline=timeline, return_state=True,
+        )  # type: ignore[return-value]  # fmt: skip
+
+    def finish(self, y: Tensor) -> Tensor:
+        """From the gated scan back to the width."""
+        return self.out_proj(y)
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        space: Sequence[int] = (),
+        capacity: int | None = None,
+        context: Any = None,
+        device: torch.device | str | None = None,
+    ) -> MambaState:
+        """Zeros."""
+        like = {"device": self.A_log.device if device is None else device, "dtype": state_dtype(self.A_log)}
+        return MambaState(
+            torch.zeros(batch_size, self.d_conv - 1, self.d_inner, **like), torch.zeros(batch_size, self.d_inner, self.d_state, **like)
+        )
