@@ -43,6 +43,10 @@ class Mixer(Dynamic):
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     """Keys of the bus. A backbone checks them when it is built; a key is set once a call."""
+    causal_tolerance: ClassVar[float] = 0.0
+    """How much a change at position t may move the float32 output before t (law 3): zero for scans, rounding for an FFT."""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Small sets of constructor arguments, beside the width, under which the laws run."""
     residual_outputs: ClassVar[tuple[str, ...]] = ()
     """Names of the Linear modules that write into the residual stream; a deep backbone scales their initial weights."""
 
