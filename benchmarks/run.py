@@ -40,9 +40,9 @@ def main() -> None:
     text = "# Benchmark\n\n" + ", ".join(f"{k}: {v}" for k, v in about.items()) + "\n"
     text += "".join(f"\n## {title}\n\n{table(rows)}\n" for title, rows in sections.items())
     text += (
-        "\nMedians. `ratio` is transformers' time over ours. The limit is the time that the matrix products alone need at the rate of a float32 "
-        "product of a projection's shape (training: three forwards' worth), or, for decode, that reading the weights once a token needs; both rates "
-        "are measured in the same run.\n"
+        "\nMedians. `ratio` is transformers' time over ours. The limit is the time that the matrix products alone need at the rate of a "
+        "float32 product of a projection's shape (training: three forwards' worth), or, for decode, that reading the weights once a token "
+        "needs; both rates are measured in the same run.\n"
     )
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)

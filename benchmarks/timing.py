@@ -22,7 +22,7 @@ class Timing(NamedTuple):
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, budget: float = 60.0) -> dict[str, Timing]:
-    """Time several calls in turn (so that a noisy neighbour hits all of them), at least three times each, within a budget of seconds a call."""
+    """Time several calls in turn, so that a noisy neighbour hits all of them: at least three times each, within a budget of seconds."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     for name, call in calls.items():
