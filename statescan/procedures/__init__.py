@@ -1,0 +1,1 @@
+"""(model, data) to a model: train and its kin; and how to run one: generate."""
