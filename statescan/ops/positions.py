@@ -1,0 +1,41 @@
+"""What a timeline does to the inputs of an op before anything is computed from them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def existing(tensor: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
+    """``tensor`` (B, L, ...) with ``fill`` at positions that do not exist.
+
+    By selection, not by multiplication: whatever stands there (a NaN, say) reaches neither values nor gradients.
+    """
+    if mask is None:
+        return tensor
+    return torch.where(mask.reshape(*mask.shape, *(1,) * (tensor.ndim - 2)), tensor, fill)
+
+
+def elapsed(
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    limit: tuple[float, float] | None,
+    interval: Tensor | float | None,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The step that passes at each position, (B, L, W) in ``dtype``: biased, positive, clamped, times the interval; 0 where masked."""
+    delta = existing(delta.to(dtype), mask)
+    if bias is not None:
+        delta = delta + bias.to(dtype)
+    if softplus:
+        delta = F.softplus(delta)
+    if limit is not None:
+        delta = delta.clamp(*limit)
+    if isinstance(interval, Tensor):
+        delta = delta * existing(interval.to(dtype), mask).unsqueeze(-1)
+    elif interval is not None:
+        delta = delta * interval
+    return existing(delta, mask)
