@@ -62,6 +62,7 @@ class Mamba2(CausalMixer):
         conv_init: the convolution's weight starts uniform in [-conv_init, conv_init]; None is torch's default.
         chunk_size: positions a chunk; an implementation may choose smaller ones.
         learnable_init_states: train the initial state.
+        norm_eps: of the gated norm.
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`Mamba2State`. An interval multiplies delta; the input map is Euler's, so holding the
     input over two steps is not exactly one double step.
@@ -93,6 +94,7 @@ class Mamba2(CausalMixer):
         conv_init: float | None = None,
         chunk_size: int = 256,
         learnable_init_states: bool = False,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if d_model < 1 or d_state < 1 or d_conv < 1 or chunk_size < 1:
@@ -118,7 +120,7 @@ class Mamba2(CausalMixer):
         self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_has_hdim else self.nheads))
         self.init_states = nn.Parameter(torch.zeros(self.nheads, self.headdim, d_state)) if learnable_init_states else None
-        self.norm = GatedRMSNorm(self.d_ssm, ngroups, norm_before_gate=norm_before_gate) if rmsnorm else None
+        self.norm = GatedRMSNorm(self.d_ssm, ngroups, norm_eps, norm_before_gate) if rmsnorm else None
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
 
     def _headdim(self, headdim: int | None) -> int:
