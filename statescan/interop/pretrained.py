@@ -1,0 +1,221 @@
+"""Model folders: read ours, transformers' and the original project's; write ours; export to the other two.
+
+Three kinds of folder, told apart by their config.json:
+
+- ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null}``;
+- transformers': ``{"model_type": "mamba" | "mamba2", "hidden_size": ..., ...}``;
+- the original project's: ``{"d_model": ..., "n_layer": ..., "ssm_cfg": {...}, ...}``.
+
+Reading is strict: every tensor of the model must be there, in its shape and finite, and nothing else; an option that this library does not
+know is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from statescan.files import read_json, replacing, write_json, write_safetensors, write_text
+from statescan.interop.foreign import plain_floats, read_original, read_transformers, tagged_floats, write_original, write_transformers
+from statescan.interop.weights import check_finite, check_match, read_weights
+from statescan.parameters import Dynamic
+from statescan.spec import Spec
+
+VERSION = 1
+MODEL_TYPE = "statescan"
+"""What our config.json says to transformers' Auto classes (:mod:`statescan.interop.transformers_bridge`)."""
+
+PathLike = str | os.PathLike[str]
+
+
+def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The model of a folder, or of a repository on the Hugging Face hub, with its tokenizer as ``model.tokenizer`` if it has one.
+
+    Weights keep the precision they are stored in unless ``dtype`` says otherwise; dynamics are never held below float32.
+    """
+    folder = _locate(path_or_hub_id)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.json: it is not a model folder")
+    config = plain_floats(read_json(file))
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
+    spec, rename = _understand(config, str(file))
+    tensors = {rename(name): tensor for name, tensor in read_weights(folder).items()}
+    model = _assemble(spec, tensors, folder)
+    tokenizer = _read_tokenizer(folder, config)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def save_pretrained(model: nn.Module, folder: PathLike, tokenizer: Any = None) -> None:
+    """Write a folder of our kind: config.json (every argument of the model), model.safetensors and the tokenizer (default: the model's)."""
+    folder = Path(folder)
+    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    spec = Spec.of(model)
+    config = {
+        "format": "statescan",
+        "version": VERSION,
+        "model_type": MODEL_TYPE,
+        "model": tagged_floats(spec.to_dict()),
+        "tokenizer": None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", _unshared(model), {"format": "pt"})
+    config["tokenizer"] = _write_tokenizer(tokenizer, folder)
+    write_json(folder / "config.json", config)
+
+
+def export_pretrained(model: Any, folder: PathLike, format: Literal["transformers", "mamba_ssm"] = "transformers") -> None:
+    """Write a folder that transformers, or the original project, reads. Tensors are written as the model holds them, bit for bit.
+
+    What the target cannot express is a ValueError. Arguments of initialisation that the target does not have are left out.
+    """
+    folder = Path(folder)
+    if format == "transformers":
+        config = write_transformers(model)
+        tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in _unshared(model).items()}
+        config["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+        eos = getattr(model.tokenizer, "eos_id", None)
+        config.update({} if eos is None else {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    elif format == "mamba_ssm":
+        config = write_original(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "pytorch_model.bin") as temporary:
+            torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, temporary)
+    else:
+        raise ValueError(f"format must be 'transformers' or 'mamba_ssm'; got {format!r}")
+    _write_tokenizer(model.tokenizer, folder)
+    write_json(folder / "config.json", tagged_floats(config) if format == "transformers" else config)
+
+
+def _locate(path_or_hub_id: PathLike) -> Path:
+    """A local folder, or a downloaded snapshot of a hub repository."""
+    folder = Path(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    name = os.fspath(path_or_hub_id)
+    if folder.exists():
+        raise ValueError(f"{name} is a file: give the folder that holds it and config.json")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"no such folder: {name} (and it is not the id of a hub repository, owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(f"no such folder: {name}; to download it from the hub: pip install 'statescan[hub]'") from error
+    try:
+        downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(downloaded.glob("*.safetensors")):
+            downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no such folder: {name}; and it cannot be had from the hub: {error}") from error
+    return downloaded
+
+
+def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
+    """The Spec that a config.json of any kind describes, and how its tensor names become ours."""
+    if config.get("format") == "statescan":
+        if config.get("version") != VERSION:
+            raise ValueError(f"{where} has version {config.get('version')!r}; this release reads version {VERSION}: upgrade statescan")
+        try:
+            spec = Spec.from_dict(config.get("model") or {})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        bridged = bool(config.get("architectures"))  # saved through the transformers bridge, whose model wraps ours as ``model``
+        return spec, lambda name: name.removeprefix("model.") if bridged else name
+    if "model_type" in config:
+        return read_transformers(config, where), lambda name: name.replace("backbone.embeddings.", "backbone.embedding.")
+    if "d_model" in config and "n_layer" in config:
+        return read_original(config, where), lambda name: name
+    raise ValueError(
+        f"{where} is of no known kind: expected 'format' (ours), 'model_type' (transformers) or 'd_model' and 'n_layer' (mamba_ssm)"
+    )
+
+
+def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path) -> Any:
+    """Build without memory, check, and put the tensors in."""
+    with torch.device("meta"):
+        model = spec()
+    aliases = _aliases(model)
+    for alias, name in aliases.items():
+        if alias in tensors and name in tensors and not torch.equal(tensors[alias], tensors[name]):
+            raise ValueError(f"{where}: {alias} and {name} are tied according to config.json, but differ")
+        if name in tensors or alias in tensors:
+            tensors[name] = tensors[alias] = tensors[name] if name in tensors else tensors[alias]
+    expected = model.state_dict()
+    check_match(tensors, expected, where)
+    check_finite(tensors, where)
+    if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in expected):
+        model = spec()  # tables that are computed, not stored
+    dynamics = {
+        f"{path}.{name}".lstrip(".") for path, child in model.named_modules() if isinstance(child, Dynamic) for name in child.dynamics
+    }
+    for name in dynamics & tensors.keys():
+        if torch.finfo(tensors[name].dtype).bits < 32:
+            tensors[name] = tensors[name].float()
+    model.load_state_dict(tensors, assign=True)
+    for alias, name in aliases.items():
+        path, _, leaf = alias.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter(name))
+    return model
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Second name -> first name of every parameter that has two."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if first.setdefault(id(parameter), name) != name
+    }
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The state dictionary with every tied tensor once."""
+    aliases = _aliases(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
+
+
+def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
+    file = folder / "tokenizer.json"
+    ours = config.get("format") == "statescan"
+    kind = config.get("tokenizer") if ours else "tokenizer.json" if file.is_file() else None
+    if kind is None:
+        return None
+    from statescan.data.tokenizers import ByteTokenizer, load_tokenizer
+
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind != "tokenizer.json":
+        raise ValueError(f"{folder / 'config.json'}: tokenizer must be 'bytes', 'tokenizer.json' or null; got {kind!r}")
+    if not file.is_file():
+        raise ValueError(f"{folder} lacks the tokenizer.json that its config.json names")
+    try:
+        return load_tokenizer(file)
+    except ImportError as error:
+        if ours:
+            raise
+        warnings.warn(f"{file} is not read, and the model takes ids only: {error}", stacklevel=3)
+        return None
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> Literal["bytes", "tokenizer.json"] | None:
+    """Write the tokenizer's file, if it has one; what config.json says about it."""
+    if tokenizer is None:
+        return None
+    from statescan.data.tokenizers import ByteTokenizer
+
+    if isinstance(tokenizer, ByteTokenizer):
+        return "bytes"
+    write_text(folder / "tokenizer.json", tokenizer.to_json())
+    return "tokenizer.json"

@@ -1,0 +1,181 @@
+"""Our models compute what transformers computes: the oracle is its full, unpadded forward of each row, without a cache."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import statescan as ss
+from statescan.interop import from_pretrained
+
+transformers = pytest.importorskip("transformers")
+
+VOCAB = 61
+TOLERANCE = 1e-4
+
+CASES: dict[str, dict[str, Any]] = {
+    "mamba": {"hidden_size": 20, "state_size": 7},
+    "mamba-no-conv-bias": {"hidden_size": 32, "use_conv_bias": False, "time_step_rank": 3},
+    "mamba-bias": {"hidden_size": 32, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False},
+    "mamba-full-width": {"hidden_size": 768, "num_hidden_layers": 1},
+    "mamba2": {"hidden_size": 24, "head_dim": 6, "num_heads": 8, "n_groups": 1, "state_size": 9, "chunk_size": 8},
+    "mamba2-3-groups": {
+        "hidden_size": 30, "head_dim": 5, "num_heads": 12, "n_groups": 3, "state_size": 5, "chunk_size": 16, "tie_word_embeddings": True,
+    },
+    "mamba2-bias": {
+        "hidden_size": 21, "head_dim": 7, "num_heads": 6, "n_groups": 3, "state_size": 4, "use_bias": True, "use_conv_bias": False,
+        "conv_kernel": 2, "layer_norm_epsilon": 1e-3, "chunk_size": 5,
+    },
+    "mamba2-step-limit": {
+        "hidden_size": 16, "head_dim": 8, "num_heads": 4, "n_groups": 2, "state_size": 6, "time_step_limit": [0.2, 0.9], "chunk_size": 7,
+    },
+    "mamba2-full-width": {"hidden_size": 768, "head_dim": 64, "num_heads": 24, "n_groups": 1, "state_size": 128, "num_hidden_layers": 1},
+}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    theirs: Any
+    ours: Any
+
+
+def make(name: str) -> Any:
+    """A transformers model with random weights: 0.2 on matrices, noise on everything else."""
+    kind = name.split("-")[0]
+    config_class, model_class = {
+        "mamba": (transformers.MambaConfig, transformers.MambaForCausalLM),
+        "mamba2": (transformers.Mamba2Config, transformers.Mamba2ForCausalLM),
+    }[kind]
+    config = config_class(**{"vocab_size": VOCAB, "num_hidden_layers": 2, **CASES[name]})
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    theirs = make(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    return Pair(theirs, from_pretrained(folder))
+
+
+def ids(length: int, rows: int = 1, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def oracle(theirs: Any, row: Tensor) -> Tensor:
+    """Logits (L, V) of one row (L,)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return theirs(row[None], use_cache=False).logits[0]
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+
+
+def close_to_scale(got: Tensor, expected: Tensor, what: str) -> None:
+    """States and gradients have no unit of their own: 1e-4 of the largest entry (of 1, if that is larger)."""
+    scale = expected.abs().max().clamp(min=1.0)
+    torch.testing.assert_close(got / scale, expected / scale, atol=TOLERANCE, rtol=0, msg=lambda message: f"{what}: {message}")
+
+
+@torch.no_grad()
+def test_whole(pair: Pair) -> None:
+    for length in (1, 2, 19):
+        rows = ids(length, rows=2, seed=length)
+        close(pair.ours(rows), torch.stack([oracle(pair.theirs, row) for row in rows]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("borders", [[1], [18], [9], [2, 3, 10], [5, 6, 7, 8]])
+def test_chunks_split_anywhere(pair: Pair, borders: list[int]) -> None:
+    rows = ids(19, rows=2)
+    state, pieces = None, []
+    for piece in rows.tensor_split(borders, dim=1):
+        logits, state = pair.ours.scan(piece, state)
+        pieces.append(logits)
+    close(torch.cat(pieces, dim=1), torch.stack([oracle(pair.theirs, row) for row in rows]))
+
+
+@torch.no_grad()
+def test_prefill_and_twelve_steps(pair: Pair) -> None:
+    rows = ids(19, rows=2)
+    expected = torch.stack([oracle(pair.theirs, row) for row in rows])
+    last, state = pair.ours.scan(rows[:, :7], logits_at="last")
+    close(last, expected[:, 6])
+    for t in range(7, 19):
+        logits, state = pair.ours.step(rows[:, t], state)
+        close(logits, expected[:, t])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows(pair: Pair, side: str) -> None:
+    lengths, width = (19, 1, 2, 11), 19
+    rows = torch.zeros(len(lengths), width, dtype=torch.long)
+    mask = torch.zeros(len(lengths), width, dtype=torch.bool)
+    for i, length in enumerate(lengths):
+        where = slice(width - length, width) if side == "left" else slice(0, length)
+        rows[i, where], mask[i, where] = ids(length, seed=i)[0], True
+    logits, state = pair.ours.scan(rows, timeline=ss.Timeline.padded(mask))
+    following = ids(1, rows=len(lengths), seed=9)[:, 0]
+    after, _ = pair.ours.step(following, state)
+    for i in range(len(lengths)):
+        close(logits[i, mask[i]], oracle(pair.theirs, rows[i, mask[i]]))
+        close(after[i], oracle(pair.theirs, torch.cat([rows[i, mask[i]], following[i : i + 1]]))[-1])
+
+
+@torch.no_grad()
+def test_packed_documents(pair: Pair) -> None:
+    lengths = [5, 1, 9, 4]
+    row = ids(sum(lengths))
+    logits = pair.ours(row, ss.Timeline.packed(lengths))
+    close(logits[0], torch.cat([oracle(pair.theirs, document) for document in row[0].split(lengths)]))
+
+
+@torch.no_grad()
+def test_state_is_what_the_other_cache_holds(pair: Pair) -> None:
+    """After one prefill (where its cache is right): the same convolution tail and the same recurrent state."""
+    rows = ids(13, rows=2)
+    cache = pair.theirs(rows, use_cache=True).cache_params
+    _, state = pair.ours.scan(rows)
+    for i, layer in enumerate(state.layers):
+        taps = layer.conv.shape[1]
+        close_to_scale(layer.conv, cache.get_conv_state(i)[..., -taps:].transpose(1, 2), f"convolution of layer {i}")
+        close_to_scale(layer.ssm, cache.get_recurrent_state(i), f"state of layer {i}")
+
+
+def test_gradients_of_the_loss(pair: Pair) -> None:
+    rows = ids(11, rows=2)
+    expected = pair.theirs(rows, labels=rows, use_cache=False).loss
+    logits = pair.ours(rows)
+    got = pair.ours.loss(logits[:, :-1], rows[:, 1:])
+    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+    pair.theirs.zero_grad()
+    pair.ours.zero_grad()
+    expected.backward()
+    got.backward()
+    theirs = {name.replace("embeddings", "embedding"): p.grad for name, p in pair.theirs.named_parameters()}
+    for name, parameter in pair.ours.named_parameters():
+        assert parameter.grad is not None
+        close_to_scale(parameter.grad, theirs[name], f"gradient of {name}")
+
+
+def test_every_weight_arrived(pair: Pair, tmp_path: Path) -> None:
+    theirs = {name.replace("embeddings", "embedding"): tensor for name, tensor in pair.theirs.state_dict().items()}
+    ours = pair.ours.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
