@@ -30,7 +30,7 @@ bench-quick: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run --quick
 
 docs: $(VENV)/.dev  ## the pages that are generated from declarations
-	$(BIN)/python -m statescan.cli.catalogue docs/catalogue.md
+	$(BIN)/python docs/catalogue.py
 
 # Without an NVIDIA driver torch's CPU build is enough, where the package index offers one: it is gigabytes smaller.
 $(VENV)/.torch: constraints.txt
