@@ -1,0 +1,121 @@
+// What the kernels take: raw pointers with strides, nothing else. The Python gate keeps the tensors alive and checks the shapes.
+#pragma once
+#include <cstdint>
+
+// Forced inline: a copy compiled for a newer processor must not become the one that every instruction set calls.
+#define STATESCAN_INLINE inline __attribute__((always_inline))
+
+namespace statescan {
+
+enum Type : int32_t { kFloat = 0, kBFloat16 = 1, kBool = 2, kComplex = 3 };
+
+// A tensor: strides in elements; the last axis is contiguous unless a kernel says otherwise. data is null for an absent tensor.
+struct View {
+    char* data = nullptr;
+    int32_t type = kFloat;
+    int64_t stride[4] = {0, 0, 0, 0};
+
+    STATESCAN_INLINE explicit operator bool() const { return data != nullptr; }
+    STATESCAN_INLINE int64_t bytes() const { return type == kFloat ? 4 : type == kBFloat16 ? 2 : type == kComplex ? 8 : 1; }
+    STATESCAN_INLINE char* at(int64_t i, int64_t j = 0, int64_t k = 0, int64_t l = 0) const {
+        return data + (i * stride[0] + j * stride[1] + k * stride[2] + l * stride[3]) * bytes();
+    }
+    STATESCAN_INLINE float* f(int64_t i, int64_t j = 0, int64_t k = 0, int64_t l = 0) const { return reinterpret_cast<float*>(at(i, j, k, l)); }
+    STATESCAN_INLINE bool flag(int64_t i, int64_t j) const { return *at(i, j) != 0; }
+};
+
+struct Line {  // the timeline; an absent interval tensor means the number
+    View reset, mask, interval;
+    float unit = 1;
+
+    STATESCAN_INLINE bool resets(int64_t b, int64_t t) const { return reset && reset.flag(b, t); }
+    STATESCAN_INLINE bool exists(int64_t b, int64_t t) const { return !mask || mask.flag(b, t); }
+    STATESCAN_INLINE float time(int64_t b, int64_t t) const { return interval ? *interval.f(b, t) : unit; }
+};
+
+constexpr int64_t kChunk = 64;    // positions between two saved states, in every op
+constexpr int64_t kTile = 64;     // channels a tile
+constexpr int64_t kHeads = 4;     // heads a tile of ssd
+
+struct SelectiveScan {
+    int threads;
+    bool softplus;
+    int64_t batch, length, width, n, groups;
+    View x, delta, A, B, C, D, z, bias, state, reset_to;
+    Line line;
+    View y, last, chunks;  // chunks: (B, chunks, N, E), may be absent
+};
+
+struct SelectiveScanGrad {
+    SelectiveScan forward;
+    View gy, glast;                                                                  // glast may be absent
+    View gx, gdelta, gA, gB, gC, gD, gz, gbias, gstate, greset, ginterval;           // outputs; gD, gz, gbias, greset, ginterval may be absent
+    View part_B, part_C, part_A, part_D, part_bias, part_interval;                   // temporaries, see selective_scan_backward.cpp
+};
+
+struct CausalConv {
+    int threads;
+    bool silu;
+    int64_t batch, length, width, taps;
+    View x, weight, bias, state;  // weight: (K, E) float, one row a tap
+    Line line;
+    View source;  // temporary int32 (B, L + 1, K) or absent: see causal_conv1d.cpp
+    View y, last;
+};
+
+struct CausalConvGrad {
+    CausalConv forward;
+    View gy, glast;
+    View gx, gweight, gbias, gstate;  // gweight: (K, E)
+    View part;                        // temporary (B, K + 1, E)
+};
+
+struct Ssd {
+    int threads;
+    bool softplus;
+    float low, high;
+    int64_t batch, length, heads, p, n, groups;
+    View x, delta, A, B, C, D, bias, state, reset_to;
+    Line line;
+    View y, last, chunks;  // chunks: (B, chunks, H, N, P), may be absent
+};
+
+struct SsdGrad {
+    Ssd forward;
+    View gy, glast;
+    View gx, gdelta, gA, gB, gC, gD, gbias, gstate, greset, ginterval;
+    View part_B, part_C, part_A, part_D, part_bias, part_interval;
+};
+
+struct DiagonalScan {
+    int threads;
+    int64_t batch, length, width;  // width counts numbers of the input's kind
+    View a, b, state, reset_to;
+    Line line;
+    View h, last;
+};
+
+struct DiagonalScanGrad {
+    DiagonalScan forward;
+    View previous;  // temporary int32 (B, L) or absent: see diagonal_scan.cpp
+    View gh, glast;
+    View ga, gb, gstate, greset;
+    View part_a;
+};
+
+struct Kernels {
+    void (*selective_scan)(const SelectiveScan&);
+    void (*selective_scan_backward)(const SelectiveScanGrad&);
+    void (*causal_conv1d)(const CausalConv&);
+    void (*causal_conv1d_backward)(const CausalConvGrad&);
+    void (*ssd)(const Ssd&);
+    void (*ssd_backward)(const SsdGrad&);
+    void (*diagonal_scan)(const DiagonalScan&);
+    void (*diagonal_scan_backward)(const DiagonalScanGrad&);
+};
+
+namespace baseline { Kernels table(); }
+namespace avx2 { Kernels table(); }
+namespace avx512 { Kernels table(); }
+
+}  // namespace statescan

@@ -1,0 +1,173 @@
+// The Python binding. A tensor arrives as the tuple (address, type, stride, ...), an absent one as None; native_gate.py makes them.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace nb = nanobind;
+using statescan::View;
+
+namespace nanobind::detail {
+
+template <> struct type_caster<View> {
+    NB_TYPE_CASTER(View, const_name("tuple | None"))
+
+    bool from_python(handle source, uint8_t, cleanup_list*) noexcept {
+        value = View{};
+        if (source.is_none()) return true;
+        PyObject* tuple = source.ptr();
+        if (!PyTuple_Check(tuple)) return false;
+        const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
+        if (size < 2 || size > 6) return false;
+        value.data = reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(tuple, 0)));
+        value.type = static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 1)));
+        for (Py_ssize_t i = 2; i < size; ++i) value.stride[i - 2] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+            return false;
+        }
+        return true;
+    }
+    static handle from_cpp(const View&, rv_policy, cleanup_list*) noexcept { return nullptr; }
+};
+
+}  // namespace nanobind::detail
+
+namespace {
+
+statescan::Kernels kernels;
+std::string instruction_set;
+
+bool supports(const std::string& name) {
+    if (name == "baseline") return true;
+#if defined(STATESCAN_HAS_avx2) && (defined(__x86_64__) || defined(_M_X64))
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (name == "avx2") return avx2;
+    if (name == "avx512")
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl");
+#endif
+    return false;
+}
+
+// Chooses the kernels for an instruction set, or the best one for "".
+void choose(const std::string& wanted) {
+    std::string name = wanted;
+    if (name.empty()) name = supports("avx512") ? "avx512" : supports("avx2") ? "avx2" : "baseline";
+    if (!supports(name)) throw nb::value_error(("this processor or build has no instruction set " + name).c_str());
+    kernels = statescan::baseline::table();
+#ifdef STATESCAN_HAS_avx2
+    if (name == "avx2") kernels = statescan::avx2::table();
+    if (name == "avx512") kernels = statescan::avx512::table();
+#endif
+    instruction_set = name;
+}
+
+// Sizes arrive as one tuple, in the order of the struct's fields.
+int64_t size(const nb::tuple& sizes, size_t i) { return nb::cast<int64_t>(sizes[i]); }
+
+statescan::Line line(View reset, View mask, View interval, float unit) { return {reset, mask, interval, unit}; }
+
+statescan::SelectiveScan selective_scan(int threads, bool softplus, nb::tuple s, View x, View delta, View A, View B, View C, View D, View z,
+                                        View bias, View state, View reset_to, View reset, View mask, View interval, float unit, View y,
+                                        View last, View chunks) {
+    return {threads, softplus, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), x, delta, A, B, C, D, z, bias, state, reset_to,
+            line(reset, mask, interval, unit), y, last, chunks};
+}
+
+statescan::CausalConv causal_conv1d(int threads, bool silu, nb::tuple s, View x, View weight, View bias, View state, View reset, View mask,
+                                    View source, View y, View last) {
+    return {threads, silu, size(s, 0), size(s, 1), size(s, 2), size(s, 3), x, weight, bias, state, line(reset, mask, {}, 1), source, y, last};
+}
+
+statescan::Ssd ssd(int threads, bool softplus, float low, float high, nb::tuple s, View x, View delta, View A, View B, View C, View D,
+                   View bias, View state, View reset_to, View reset, View mask, View interval, float unit, View y, View last, View chunks) {
+    return {threads, softplus, low, high, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), x, delta, A, B, C, D, bias,
+            state, reset_to, line(reset, mask, interval, unit), y, last, chunks};
+}
+
+statescan::DiagonalScan diagonal_scan(int threads, nb::tuple s, View a, View b, View state, View reset_to, View reset, View mask, View h,
+                                      View last) {
+    return {threads, size(s, 0), size(s, 1), size(s, 2), a, b, state, reset_to, line(reset, mask, {}, 1), h, last};
+}
+
+#define NOGIL nb::gil_scoped_release release
+#define V const View&
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    choose("");
+    m.def("choose", &choose);
+    m.def("instruction_set", [] { return instruction_set; });
+    m.def("supports", &supports);
+    m.def("find_openmp", [](const std::string& path) { return statescan::find_openmp(path.c_str()); });
+    m.attr("CHUNK") = statescan::kChunk;
+    m.attr("TILE") = statescan::kTile;
+    m.attr("HEADS") = statescan::kHeads;
+
+    m.def("selective_scan", [](int threads, bool softplus, nb::tuple s, V x, V delta, V A, V B, V C, V D, V z, V bias, V state, V reset_to,
+                               V reset, V mask, V interval, float unit, V y, V last, V chunks) {
+        const auto a = selective_scan(threads, softplus, s, x, delta, A, B, C, D, z, bias, state, reset_to, reset, mask, interval, unit, y,
+                                      last, chunks);
+        NOGIL;
+        kernels.selective_scan(a);
+    });
+    m.def("selective_scan_backward",
+          [](int threads, bool softplus, nb::tuple s, V x, V delta, V A, V B, V C, V D, V z, V bias, V reset_to, V reset, V mask, V interval,
+             float unit, V chunks, V gy, V glast, V gx, V gdelta, V gA, V gB, V gC, V gD, V gz, V gbias, V gstate, V greset, V ginterval,
+             V part_B, V part_C, V part_A, V part_D, V part_bias, V part_interval) {
+              const statescan::SelectiveScanGrad a{
+                  selective_scan(threads, softplus, s, x, delta, A, B, C, D, z, bias, {}, reset_to, reset, mask, interval, unit, {}, {}, chunks),
+                  gy, glast, gx, gdelta, gA, gB, gC, gD, gz, gbias, gstate, greset, ginterval,
+                  part_B, part_C, part_A, part_D, part_bias, part_interval};
+              NOGIL;
+              kernels.selective_scan_backward(a);
+          });
+    m.def("causal_conv1d", [](int threads, bool silu, nb::tuple s, V x, V weight, V bias, V state, V reset, V mask, V source, V y, V last) {
+        const auto a = causal_conv1d(threads, silu, s, x, weight, bias, state, reset, mask, source, y, last);
+        NOGIL;
+        kernels.causal_conv1d(a);
+    });
+    m.def("causal_conv1d_backward", [](int threads, bool silu, nb::tuple s, V x, V weight, V bias, V state, V reset, V mask, V source, V gy,
+                                       V glast, V gx, V gweight, V gbias, V gstate, V part) {
+        const statescan::CausalConvGrad a{causal_conv1d(threads, silu, s, x, weight, bias, state, reset, mask, source, {}, {}),
+                                          gy, glast, gx, gweight, gbias, gstate, part};
+        NOGIL;
+        kernels.causal_conv1d_backward(a);
+    });
+    m.def("ssd", [](int threads, bool softplus, float low, float high, nb::tuple s, V x, V delta, V A, V B, V C, V D, V bias, V state,
+                    V reset_to, V reset, V mask, V interval, float unit, V y, V last, V chunks) {
+        const auto a = ssd(threads, softplus, low, high, s, x, delta, A, B, C, D, bias, state, reset_to, reset, mask, interval, unit, y, last,
+                           chunks);
+        NOGIL;
+        kernels.ssd(a);
+    });
+    m.def("ssd_backward", [](int threads, bool softplus, float low, float high, nb::tuple s, V x, V delta, V A, V B, V C, V D, V bias,
+                             V reset_to, V reset, V mask, V interval, float unit, V chunks, V gy, V glast, V gx, V gdelta, V gA, V gB, V gC,
+                             V gD, V gbias, V gstate, V greset, V ginterval, V part_B, V part_C, V part_A, V part_D, V part_bias,
+                             V part_interval) {
+        const statescan::SsdGrad a{
+            ssd(threads, softplus, low, high, s, x, delta, A, B, C, D, bias, {}, reset_to, reset, mask, interval, unit, {}, {}, chunks),
+            gy, glast, gx, gdelta, gA, gB, gC, gD, gbias, gstate, greset, ginterval,
+            part_B, part_C, part_A, part_D, part_bias, part_interval};
+        NOGIL;
+        kernels.ssd_backward(a);
+    });
+    m.def("diagonal_scan", [](int threads, nb::tuple s, V a, V b, V state, V reset_to, V reset, V mask, V h, V last) {
+        const auto f = diagonal_scan(threads, s, a, b, state, reset_to, reset, mask, h, last);
+        NOGIL;
+        kernels.diagonal_scan(f);
+    });
+    m.def("diagonal_scan_backward", [](int threads, nb::tuple s, V a, V b, V state, V reset_to, V reset, V mask, V h, V previous, V gh,
+                                       V glast, V ga, V gb, V gstate, V greset, V part_a) {
+        const statescan::DiagonalScanGrad f{diagonal_scan(threads, s, a, b, state, reset_to, reset, mask, h, {}), previous, gh, glast,
+                                            ga, gb, gstate, greset, part_a};
+        NOGIL;
+        kernels.diagonal_scan_backward(f);
+    });
+}

@@ -1,0 +1,16 @@
+// Fixed tiles over the threads of the OpenMP runtime that is already in the process.
+#pragma once
+#include <cstdint>
+
+namespace statescan {
+
+using TileFn = void (*)(const void* context, int64_t tile, char* scratch);
+
+// Calls fn(context, tile, scratch) for every tile, on at most `threads` threads. `scratch` is 64-byte aligned, belongs to the thread and
+// holds anything. A tile's work does not depend on the thread that does it, so results are the same bits at any number of threads.
+void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context);
+
+// Takes GOMP_parallel and its companions from the library at `path`, which must be loaded already; null searches the process.
+bool find_openmp(const char* path);
+
+}  // namespace statescan

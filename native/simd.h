@@ -1,0 +1,139 @@
+// Vectors of W floats and the functions on them, for one instruction set.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+#ifndef STATESCAN_ISA
+#error "compile the kernels with -DSTATESCAN_ISA=baseline, avx2 or avx512"
+#endif
+
+namespace statescan {
+namespace STATESCAN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int64_t W = 16;
+#elif defined(__AVX2__)
+constexpr int64_t W = 8;
+#else
+constexpr int64_t W = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef uint32_t vu __attribute__((vector_size(W * 4)));
+typedef uint16_t vh __attribute__((vector_size(W * 2)));
+
+static inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
+static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+static inline vf splat(float s) { return vf{} + s; }
+static inline vf max(vf a, vf b) { return a > b ? a : b; }   // b where a is NaN
+static inline vf min(vf a, vf b) { return a < b ? a : b; }
+
+// 2^t, relative error below 2e-7, exact at integers; from 2^-126 to 2^127. NaN stays NaN.
+static inline vf exp2(vf t) {
+    t = max(splat(-126.0f), min(splat(127.0f), t));
+    const vf shifted = t + 12582912.0f;  // 1.5 * 2^23: the low bits now hold the nearest integer
+    const vf f = t - (shifted - 12582912.0f);
+    vf p = splat(0.0013264727206376316f);
+    p = p * f + 0.009671512654796002f;
+    p = p * f + 0.055507337433688936f;
+    p = p * f + 0.24022242085142126f;
+    p = p * f + 0.6931469775990168f;
+    p = p * f + 1.0f;
+    return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+constexpr float kLog2e = 1.4426950408889634f;
+static inline vf exp(vf v) { return exp2(v * kLog2e); }
+static inline vf sigmoid(vf v) { return 1.0f / (1.0f + exp(-v)); }
+
+// log(1 + u) for u in [0, 1]: twice the area tangent of u / (2 + u).
+static inline vf log1p(vf u) {
+    const vf s = u / (2.0f + u);
+    const vf q = s * s;
+    vf p = splat(1.0f / 15);
+    p = p * q + 1.0f / 13;
+    p = p * q + 1.0f / 11;
+    p = p * q + 1.0f / 9;
+    p = p * q + 1.0f / 7;
+    p = p * q + 1.0f / 5;
+    p = p * q + 1.0f / 3;
+    p = p * q + 1.0f;
+    return 2.0f * s * p;
+}
+
+static inline vf softplus(vf v) {
+    const vf magnitude = v < 0.0f ? -v : v;
+    return max(splat(0.0f), v) + log1p(exp(-magnitude));
+}
+
+static inline vf from_bf16(const char* p) {
+    vh h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+static inline void to_bf16(char* p, vf v) {
+    const vu u = (vu)v;
+    const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const vu chosen = v == v ? rounded : vu{} + 0x7fc0u;
+    const vh h = __builtin_convertvector(chosen, vh);
+    memcpy(p, &h, sizeof h);
+}
+
+// A row of `count` numbers into floats; the rest up to a multiple of W becomes zero.
+static inline void load_row(const char* p, int32_t type, int64_t count, float* out) {
+    int64_t i = 0;
+    if (type == kFloat) {
+        for (; i + W <= count; i += W) store(out + i, load(reinterpret_cast<const float*>(p) + i));
+    } else {
+        for (; i + W <= count; i += W) store(out + i, from_bf16(p + 2 * i));
+    }
+    if (i == count) return;
+    char rest[W * 4] = {};
+    const int64_t size = type == kFloat ? 4 : 2;
+    memcpy(rest, p + i * size, static_cast<size_t>((count - i) * size));
+    store(out + i, type == kFloat ? load(reinterpret_cast<const float*>(rest)) : from_bf16(rest));
+}
+
+static inline void store_row(char* p, int32_t type, int64_t count, const float* in) {
+    int64_t i = 0;
+    if (type == kFloat) {
+        memcpy(p, in, static_cast<size_t>(count * 4));
+        return;
+    }
+    for (; i + W <= count; i += W) to_bf16(p + 2 * i, load(in + i));
+    if (i == count) return;
+    char rest[W * 2];
+    to_bf16(rest, load(in + i));  // rows of scratch are whole vectors
+    memcpy(p + 2 * i, rest, static_cast<size_t>((count - i) * 2));
+}
+
+static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count * 4)); }
+static inline int64_t ceil_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline float sum(vf v) {  // lanes in order of a fixed tree
+    float lane[W];
+    store(lane, v);
+    for (int64_t half = W / 2; half >= 1; half /= 2)
+        for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+// Hands out pieces of a thread's scratch.
+struct Arena {
+    char* next;
+    float* floats(int64_t count) {
+        float* p = reinterpret_cast<float*>(next);
+        next += ceil_to(count * 4, 64);
+        return p;
+    }
+};
+
+}  // namespace STATESCAN_ISA
+}  // namespace statescan

@@ -1,0 +1,21 @@
+#include "simd.h"
+
+namespace statescan {
+namespace STATESCAN_ISA {
+
+void selective_scan(const SelectiveScan&);
+void selective_scan_backward(const SelectiveScanGrad&);
+void causal_conv1d(const CausalConv&);
+void causal_conv1d_backward(const CausalConvGrad&);
+void ssd(const Ssd&);
+void ssd_backward(const SsdGrad&);
+void diagonal_scan(const DiagonalScan&);
+void diagonal_scan_backward(const DiagonalScanGrad&);
+
+Kernels table() {
+    return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
+            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward};
+}
+
+}  // namespace STATESCAN_ISA
+}  // namespace statescan
