@@ -1,0 +1,7 @@
+"""``python -m statescan`` is the command ``statescan``."""
+
+import sys
+
+from statescan.cli import main
+
+sys.exit(main())

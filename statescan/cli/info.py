@@ -1,0 +1,29 @@
+"""``statescan info``: what a model is and what it costs."""
+
+from __future__ import annotations
+
+
+def run(model: str) -> None:
+    """Print parameters, state bytes per sequence, FLOPs per token and the full configuration of a model.
+
+    Args:
+        model: the name of a model, or a folder
+    """
+    import yaml
+
+    from statescan import Spec
+    from statescan import state as states
+    from statescan.cli.inputs import find
+    from statescan.cli.report import facts
+
+    entry, net = find(model, build=False)
+    tensors = list(net.parameters())
+    parameters = sum(p.numel() for p in tensors)
+    rows = [
+        ("parameters", f"{parameters:,} ({sum(p.numel() * p.element_size() for p in tensors) / 2**20:,.1f} MiB)"),
+        ("state per sequence", f"{states.nbytes(net.init_state(1)):,} bytes"),
+    ]
+    if entry is not None and entry.family is not None:
+        rows.append(("paper", f"{entry.family.title}, {entry.family.url}"))
+    print(facts(rows))
+    print("\n" + yaml.safe_dump(Spec.of(net).to_dict(), sort_keys=False, allow_unicode=True), end="")
