@@ -1,6 +1,6 @@
 """Only reorders positions of N-dimensional data, and can undo it."""
 
-from statescan.routes.apply import gather, merge, reorder, scatter, split
+from statescan.routes.apply import gather, merge, reorder, scatter, split, timelines
 from statescan.routes.base import BaseRoute
 from statescan.routes.grid import Atrous, Column, Mirror, Reverse, Row, Snake, Transpose
 from statescan.routes.parse import parse_route, routes
@@ -21,4 +21,5 @@ __all__ = [
     "routes",
     "scatter",
     "split",
+    "timelines",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from statescan.protocols import Route
 from statescan.routes.base import BaseRoute, Tables, tables
+from statescan.timeline import Timeline
 
 
 class _Sum(torch.autograd.Function):
@@ -70,6 +71,13 @@ def reorder(x: Tensor, routes: Sequence[Route]) -> Tensor:
     space = x.shape[1:-2]
     table = _complete(routes, space, x.device)
     return _Sum.apply(x.flatten(1, -2), table.gather_own, table.scatter, 1, 1).unflatten(1, (-1, len(routes)))  # type: ignore[union-attr]
+
+
+def timelines(routes: Sequence[Route], space: Sequence[int], device: torch.device | str = "cpu") -> list[Timeline | None]:
+    """Where the sequence of each route begins anew, fields (1, L); None where it is one piece, or the route does not say."""
+    lines = [route.timeline(space) if isinstance(route, BaseRoute) else None for route in routes]
+    moved = [None if line is None else [f.to(device) if isinstance(f, Tensor) else f for f in line] for line in lines]
+    return [None if fields is None else Timeline(*fields) for fields in moved]  # type: ignore[arg-type]
 
 
 def _complete(routes: Sequence[Route], space: Sequence[int], device: torch.device) -> Tables:

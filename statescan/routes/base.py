@@ -1,7 +1,7 @@
 """What every route is: a small immutable object that says in which order the cells of a grid are visited.
 
-A route is data: it prints as the text that makes it (``reverse(col)``), compares, and is hashable. Its tables are built once a grid shape, on
-the CPU, and moved once a device.
+A route is data: it prints as the text that makes it (``reverse(col)``), compares, and is hashable. Its tables are built once a grid shape,
+on the CPU, and moved once a device.
 """
 
 from __future__ import annotations
