@@ -41,6 +41,7 @@ def state(cls: C) -> C:
         raise ValueError(f"a State named {name!r} exists already, in {_classes[name].__module__}: choose another name")
     _classes[name] = cls
     pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{name}")
+    torch.serialization.add_safe_globals([cls])  # so that weights-only loads, and exported programs, may hold one
     return cls
 
 

@@ -1,0 +1,98 @@
+"""Law 8 over processes: DDP and FSDP2 on two gloo processes give the gradients of one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from statescan.protocols import Mixer
+from statescan.testing.compare import TOLERANCE, LawError, expect_close
+from statescan.testing.report import Report
+from statescan.testing.subject import Subject, full_timeline
+
+WORLD = 2
+
+
+def law_distributed(build: Callable[[], nn.Module], subject: Subject, report: Report, ways: tuple[str, ...] = ("DDP", "FSDP2")) -> None:
+    """Two processes with half of the batch each; values and averaged gradients equal one process with all of it.
+
+    ``build`` makes the module again in each process, so it must be picklable; its weights are overwritten with the subject's.
+    """
+    for way in ways:
+        with report.comparing(8, f"{way} on {WORLD} processes"):
+            if subject.batch_dependent:
+                report.skip(8, way, "a row's output depends on the other rows (batch_dependent)")
+                continue
+            expected = _gradients(subject.fresh(), subject, range(2 * WORLD))
+            weights = {name: tensor.detach().clone() for name, tensor in subject.module.state_dict().items()}
+            plan = {"name": subject.name, "width": subject.width, "vocab_size": subject.vocab_size}
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            results = mp.get_context("spawn").SimpleQueue()
+            context = mp.spawn(_process, (way, port, build, weights, plan, results), nprocs=WORLD, join=False)
+            got = results.get()
+            context.join()
+            if isinstance(got, str):
+                raise LawError(got)
+            for name, tensor in expected.items():
+                expect_close(name, torch.from_numpy(got[name]), tensor, TOLERANCE[torch.float32])
+
+
+def _gradients(module: nn.Module, subject: Subject, rows: range) -> dict[str, Tensor]:
+    """The mean over rows of a square loss on output and state; its gradient by parameter name."""
+    x = subject.inputs(2 * WORLD, 7)[rows.start : rows.stop]
+    line = full_timeline(subject, 2 * WORLD, 7)
+    line = line._map(lambda field: field[rows.start : rows.stop])
+    y, last = subject.call(module, x, line, None)
+    (sum(t.double().pow(2).sum() for t in (y, *(last or ()))) / len(rows)).backward()  # type: ignore[union-attr]
+    found = {"output": y.detach()}
+    for name, parameter in module.named_parameters():
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor):
+            gradient = gradient.full_tensor()
+        found[f"gradient of {name.removeprefix('module.')}"] = torch.zeros_like(parameter) if gradient is None else gradient.detach()
+    return found
+
+
+def _process(
+    rank: int, way: str, port: int, build: Callable[[], nn.Module], weights: dict[str, Tensor], plan: dict[str, Any], results: Any
+) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        module = build()
+        module.load_state_dict(weights)
+        subject = Subject(module=module, **plan)
+        if way == "DDP":
+            module = DistributedDataParallel(module)
+        else:
+            mesh = init_device_mesh("cpu", (WORLD,))
+            for child in list(module.modules())[1:]:
+                if isinstance(child, Mixer):
+                    fully_shard(child, mesh=mesh)
+            fully_shard(module, mesh=mesh)
+        mine = _gradients(module, subject, range(2 * rank, 2 * rank + 2))
+        outputs = [torch.empty_like(mine["output"]) for _ in range(WORLD)]
+        dist.all_gather(outputs, mine["output"].contiguous())
+        if rank == 0:
+            results.put({**{k: v.numpy() for k, v in mine.items()}, "output": torch.cat(outputs).numpy()})
+    except Exception:
+        if rank == 0:
+            results.put(traceback.format_exc(limit=-3))
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,233 @@
+"""Law 8: what a layer is to the machinery around it: repeatable, finite, compiled, exported, copied, saved, converted."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+import torch
+from torch import Tensor, nn
+
+from statescan import state as states
+from statescan.parameters import Dynamic, parameter_groups
+from statescan.state import State
+from statescan.testing.compare import TOLERANCE, LawError, Outcome, expect_close, expect_equal, expect_identical, run, state_fields
+from statescan.testing.oracles import whole
+from statescan.testing.report import Report
+from statescan.testing.subject import Mode, Refusal, Subject, full_timeline
+from statescan.timeline import Timeline
+
+LENGTHS = (7, 10, 13)
+
+
+def law_runtime(subject: Subject, report: Report, modes: Sequence[Mode], refusals: Sequence[Refusal] = ()) -> None:
+    """Law 8, but for distribution over processes (:func:`statescan.testing.distributed.law_distributed`)."""
+    for mode in modes:
+        with report.comparing(8, f"runs repeat; {mode}"), mode.active():
+            expect_repeatable(subject, mode, (torch.get_num_threads(),) * 2)
+        if mode.name in ("native", "default"):
+            with report.comparing(8, f"1, 2 and 3 threads; {mode}"), mode.active():
+                expect_repeatable(subject, mode, (1, 2, 3))
+        with report.comparing(8, f"nothing is changed in place; {mode}"), mode.active():
+            expect_untouched(subject, mode)
+        if mode.gradients:
+            with report.comparing(8, f"finite in bfloat16 under extreme inputs; {mode.name}"):
+                expect_finite(subject, mode)
+    with report.comparing(8, "torch.compile, dynamic, three lengths"):
+        expect_compiles(subject)
+    with report.comparing(8, "torch.export, dynamic batch and length"):
+        expect_exports(subject)
+    with report.comparing(8, "deepcopy and state_dict"):
+        expect_copies(subject)
+    if subject.causal:
+        with report.comparing(8, "a state saved and loaded"):
+            expect_saves_state(subject)
+    with report.comparing(8, "dynamics stay float32 and undecayed"):
+        expect_precision(subject)
+
+
+def expect_repeatable(subject: Subject, mode: Mode, threads: Sequence[int]) -> None:
+    module = subject.at(mode.dtype)
+    x = subject.inputs(3, 11, mode.dtype)
+    before = torch.get_num_threads()
+    first: Outcome | None = None
+    try:
+        for n in threads:
+            torch.set_num_threads(n)
+            got = run(whole(subject, module), module, x, full_timeline(subject, 3, 11), gradients=mode.gradients)
+            for name, tensor in (first or got).tensors.items():
+                expect_identical(f"{name} ({n} threads)", got.tensors[name], tensor)
+            first = first or got
+    finally:
+        torch.set_num_threads(before)
+
+
+def expect_untouched(subject: Subject, mode: Mode) -> None:
+    """Input, incoming state, timeline and parameters are what they were; the outputs do not share their memory."""
+    module = subject.at(mode.dtype)
+    x, line = subject.inputs(2, 6, mode.dtype), full_timeline(subject, 2, 6)
+    given = {"input": x, **{f"timeline.{k}": v for k, v in zip(line._fields, line, strict=True) if isinstance(v, Tensor)}}
+    state = None
+    if subject.causal:
+        state = subject.warm_state(module, 2)
+        given |= {f"incoming {name}": leaf for name, leaf in state_fields(state).items()}
+    given |= dict(module.named_buffers()) | dict(module.named_parameters())
+    before = {name: tensor.detach().clone() for name, tensor in given.items()}
+    with torch.no_grad():
+        results = [subject.call(module, x, line, state)]
+        if subject.causal:
+            results.append(module.step(x[:, 0], state, line.at(0)))  # type: ignore[operator]
+    for name, tensor in given.items():
+        expect_identical(name, tensor.detach(), before[name])
+    storages = {tensor.untyped_storage().data_ptr(): name for name, tensor in given.items() if tensor.numel()}
+    for y, last in results:
+        for name, tensor in {"output": y, **state_fields(last, "outgoing state")}.items():
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
+                raise LawError(f"{name} shares memory with {storages[tensor.untyped_storage().data_ptr()]}")
+
+
+def expect_finite(subject: Subject, mode: Mode) -> None:
+    module = subject.fresh(torch.bfloat16)
+    if subject.vocab_size is None:
+        zero = subject.inputs(1, 9, torch.bfloat16) * 0
+        cases = {"zeros": zero, "large": subject.inputs(1, 9, torch.bfloat16) * 1e4, "constant": zero + 30, "tiny": zero + 1e-30}
+    else:
+        cases = {"one token": subject.inputs(1, 9) * 0}
+    lines: dict[str, Timeline | None] = {"": None}
+    if subject.has_time:
+        lines |= {", no time": Timeline(interval=torch.zeros(1, 9)), ", ages": Timeline(interval=torch.full((1, 9), 1e6))}
+    used = {op: name for op, name in mode.forced.items()}
+    for case, x in cases.items():
+        for suffix, line in lines.items():
+            with Mode(mode.name, torch.bfloat16, used).active():
+                got = run(whole(subject, module), module, x, line)
+            for name, tensor in got.tensors.items():
+                if not bool(tensor.isfinite().all()):
+                    raise LawError(f"{name} is not finite for {case} inputs{suffix}")
+
+
+class _Call(nn.Module):
+    """The contract as a flat function, for the exporter."""
+
+    def __init__(self, subject: Subject, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.causal = subject.causal
+
+    def forward(self, x: Tensor, reset: Tensor, mask: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        line = Timeline(reset, mask)
+        if self.causal:
+            return self.module(x, line, state=state, return_state=True)
+        return self.module(x, line), None
+
+
+def expect_compiles(subject: Subject) -> None:
+    """One graph, traced once: the lengths share it, with a state, resets and a mask, forward and backward."""
+    module = subject.fresh()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        compiled = torch.compile(_Call(subject, module), backend="aot_eager", fullgraph=True, dynamic=True)
+        for length in LENGTHS:
+            x = subject.inputs(3, length)
+            line = full_timeline(subject, 3, length)
+            state = subject.warm_state(module, 3) if subject.causal else None
+            expected = run(lambda x, _, state: subject.call(module, x, line._replace(interval=None), state), module, x, None, state)
+            got = run(lambda x, _, state: compiled(x, line.reset, line.mask, state), module, x, None, state)
+            try:
+                expect_equal(got, expected, TOLERANCE[torch.float32])
+            except LawError as error:
+                raise LawError(f"L={length}: {error}") from error
+    torch._dynamo.reset()
+
+
+def expect_exports(subject: Subject) -> None:
+    """The exported program, written and read back, equals the module at another batch and length, the state going in and out."""
+    module = subject.fresh()
+    batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=4096)
+
+    def arguments(b: int, n: int) -> tuple[object, ...]:
+        line = full_timeline(subject, b, n)
+        state = subject.warm_state(module, b) if subject.causal else None
+        return subject.inputs(b, n), line.reset, line.mask, state
+
+    given = arguments(3, LENGTHS[0])
+    shape = {0: batch, 1: length}
+    rows = states.map_tensors(lambda _: {0: batch}, given[3]) if given[3] is not None else None  # type: ignore[arg-type,return-value]
+    with torch.no_grad():
+        program = torch.export.export(
+            _Call(subject, module), given, dynamic_shapes={"x": shape, "reset": shape, "mask": shape, "state": rows}, strict=False
+        )
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        exported = torch.export.load(file).module()
+        for b, n in ((1, LENGTHS[1]), (2, LENGTHS[2])):
+            x, reset, mask, state = arguments(b, n)
+            y, last = exported(x, reset, mask, state)
+            wanted, wanted_last = subject.call(module, x, Timeline(reset, mask), state)  # type: ignore[arg-type]
+            expect_close("output", y, wanted, TOLERANCE[torch.float32])
+            for (name, got), expected in zip(state_fields(last).items(), state_fields(wanted_last).values(), strict=True):
+                expect_close(name, got, expected, TOLERANCE[torch.float32])
+
+
+def expect_copies(subject: Subject) -> None:
+    module = subject.fresh()
+    x = subject.inputs(2, 7)
+    expected = run(whole(subject, module), module, x)
+    scrambled = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in scrambled.parameters():
+            parameter.add_(1.0)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    scrambled.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    for other in (copy.deepcopy(module), scrambled):
+        got = run(whole(subject, other), other, x)
+        for name, tensor in expected.tensors.items():
+            expect_identical(name, got.tensors[name], tensor)
+
+
+def expect_saves_state(subject: Subject) -> None:
+    module = subject.module
+    state = subject.warm_state(module, 2)
+    x = subject.inputs(2, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        file = FilePath(folder) / "state.safetensors"
+        states.save(state, file)
+        loaded = states.load(file)
+    swapped = states.select(loaded, [1, 0])
+    with torch.no_grad():
+        y = subject.call(module, x, None, state)[0]
+        expect_identical("output after loading the state", subject.call(module, x, None, loaded)[0], y)
+        expect_close("output with the rows swapped", subject.call(module, x.flip(0), None, swapped)[0].flip(0), y, TOLERANCE[torch.float32])
+
+
+def expect_precision(subject: Subject) -> None:
+    """``.to(bfloat16)`` moves everything but the dynamics; what the optimiser is handed has every parameter once."""
+    module = subject.fresh(torch.bfloat16)
+    kept: set[int] = set()
+    for path, child in module.named_modules():
+        if not isinstance(child, Dynamic):
+            continue
+        original = subject.module.get_submodule(path)
+        for name in child.dynamics:
+            tensor = getattr(child, name)
+            if tensor is None:
+                continue
+            kept.add(id(tensor))
+            if tensor.dtype != torch.float32 or not torch.equal(tensor, getattr(original, name)):
+                raise LawError(f"{path + '.' if path else ''}{name} is {tensor.dtype} after .to(bfloat16): dynamics stay float32")
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in kept and parameter.dtype != torch.bfloat16:
+            raise LawError(f"{name} is {parameter.dtype} after .to(bfloat16), and is not declared in `dynamics`")
+    groups = parameter_groups(module)
+    handed = [id(p) for group in groups for p in group["params"]]
+    if sorted(handed) != sorted(id(p) for p in module.parameters() if p.requires_grad):
+        raise LawError("the parameter groups do not hold every parameter exactly once")
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    if decayed & kept:
+        raise LawError("a dynamics parameter receives weight decay")

@@ -1,0 +1,24 @@
+"""Every test starts from the same seed and the same settings, and fresh memory holds NaN, so that reading it shows."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+logging.getLogger("torch.__trace").propagate = False  # thousands of records a compilation, which pytest would keep
+
+
+@pytest.fixture(autouse=True)
+def same_settings() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # the mode in which torch fills new memory with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
