@@ -1,0 +1,91 @@
+"""Documents as one array of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from statescan.data.sources import Document, Source, read_documents, split_documents
+from statescan.data.tokenizers import ByteTokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of documents, each between two end-of-document tokens: ``eos d1 eos d2 eos``.
+
+    A document is read from its leading eos on: every one of its tokens is predicted from what precedes it in the document, the first
+    from the eos alone, and last of all its end. The eos between two documents is the target that ends one and the input, with a
+    reset of the state, that begins the next.
+    """
+
+    tokens: np.ndarray
+    """(T,) unsigned integers."""
+    offsets: np.ndarray
+    """int64 (documents + 1,): where the leading eos of each document stands, and the last eos."""
+    names: tuple[str, ...]
+    n_bytes: int
+    """Bytes of UTF-8 text."""
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens to predict: all but the first eos."""
+        return len(self.tokens) - 1
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.n_bytes / self.n_targets
+
+    def head(self, n_bytes: int) -> Corpus:
+        """The shortest run of first documents with at least so many bytes (judged by tokens), or all."""
+        wanted = int(n_bytes / self.bytes_per_token)
+        n = int(np.searchsorted(self.offsets, wanted).clip(1, len(self.names)))
+        if n == len(self.names):
+            return self
+        cut = int(self.offsets[n])
+        return Corpus(self.tokens[: cut + 1], self.offsets[: n + 1], self.names[:n], round(cut * self.bytes_per_token))
+
+    def __repr__(self) -> str:
+        return f"Corpus({len(self.names)} documents, {self.n_bytes:,} bytes, {self.n_targets:,} tokens)"
+
+
+def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> Corpus:
+    """Documents to a :class:`Corpus`."""
+    eos = tokenizer.eos_id
+    if eos is None:
+        raise ValueError(f"{tokenizer!r} has no end-of-document token: declare eos_token in the tokenizer_config.json beside it")
+    kind = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    pieces, offsets, n_bytes = [np.array([eos], kind)], [0], 0
+    for document in documents:
+        data = document.text.encode("utf-8")
+        n_bytes += len(data)
+        ids = np.frombuffer(data, np.uint8) if isinstance(tokenizer, ByteTokenizer) else np.array(tokenizer.encode(document.text))
+        pieces += [ids.astype(kind), pieces[0]]
+        offsets.append(offsets[-1] + len(ids) + 1)
+    return Corpus(np.concatenate(pieces), np.array(offsets, np.int64), tuple(d.name for d in documents), n_bytes)
+
+
+def load_corpora(
+    data: Source | Sequence[Source],
+    tokenizer: Tokenizer,
+    held_out: Source | Sequence[Source] | None = None,
+    *,
+    fraction: float = 0.05,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    separator: str | None = None,
+) -> tuple[Corpus, Corpus]:
+    """(training, held-out): by file name from ``data``, or ``held_out`` as given. No text is in both."""
+    how: dict[str, Any] = {"include": include, "exclude": exclude, "separator": separator}
+    documents = read_documents(data, **how)
+    if held_out is None:
+        train, test = split_documents(documents, fraction)
+    else:
+        test = read_documents(held_out, **how)
+        texts = {d.text for d in test}
+        train = [d for d in documents if d.text not in texts]
+        if not train:
+            raise ValueError(f"every document of {data} is held out too, in {held_out}: nothing is left to train on")
+    return encode_documents(train, tokenizer), encode_documents(test, tokenizer)

@@ -1,0 +1,83 @@
+"""All that an exact continuation needs, as safetensors and json.
+
+``model.safetensors`` weights · ``optimizer.safetensors`` moments by parameter name · ``ema.safetensors`` · ``state.safetensors`` the state
+carried between windows · ``rng.safetensors`` torch's generators · ``training.json`` step, data position, Python's and numpy's generators.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from statescan.files import read_safetensors, write_safetensors
+
+
+def write_optimizers(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Every tensor an optimiser keeps about a parameter, as ``<parameter>/<what>``."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {}
+    for optimizer in optimizers:
+        for parameter, kept in optimizer.state.items():
+            tensors |= {f"{names[id(parameter)]}/{key}": torch.as_tensor(value) for key, value in kept.items()}
+    write_safetensors(path, tensors)
+
+
+def read_optimizers(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Put back what :func:`write_optimizers` wrote."""
+    tensors, _ = read_safetensors(path)
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        kept.setdefault(parameter, {})[key] = tensor.clone()  # own, aligned memory
+    names = {id(p): name for name, p in model.named_parameters()}
+    for optimizer in optimizers:
+        saved = optimizer.state_dict()
+        index = {names[id(p)]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+        missing = sorted(index.keys() - kept.keys())
+        if missing and kept:
+            raise ValueError(f"{path} lacks what the optimiser knew about {missing[0]}: the checkpoint belongs to another run")
+        saved["state"] = {i: kept[name] for name, i in index.items() if name in kept}
+        optimizer.load_state_dict(saved)
+
+
+def read_weights_into(module: nn.Module, path: Path) -> None:
+    """Copy a file's tensors into a module's own. Strict, but for names that share another's tensor."""
+    tensors, _ = read_safetensors(path)
+    shared: dict[int, str] = {}
+    aliases = {n for n, p in module.named_parameters(remove_duplicate=False) if shared.setdefault(id(p), n) != n}
+    expected = module.state_dict().keys() - aliases
+    if expected != tensors.keys() - aliases:
+        different = sorted(expected ^ (tensors.keys() - aliases))
+        raise ValueError(f"{path} and the model differ in {len(different)} tensors, {different[0]} for one: it belongs to another model")
+    module.load_state_dict(tensors, strict=False)
+
+
+def generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every random generator: tensors and plain data."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, words, gauss = random.getstate()
+    kind, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    numpy = [kind, np.asarray(keys).tolist(), int(pos), int(has_gauss), float(cached)]  # type: ignore[arg-type]
+    return tensors, {"python": [version, list(words), gauss], "numpy": numpy}
+
+
+def set_generators(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """The inverse of :func:`generators`. GPUs that are not here any more are passed over."""
+    torch.set_rng_state(tensors["cpu"].clone())
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            if f"cuda.{i}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda.{i}"].clone(), i)
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = plain["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
