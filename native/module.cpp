@@ -1,4 +1,4 @@
-// The Python binding. A tensor arrives as the tuple (address, type, stride, ...), an absent one as None; native_gate.py makes them.
+// The Python binding. A tensor arrives as the tuple (address, type, stride, ...), an absent one as (); native_gate.py makes them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -13,14 +13,14 @@ using statescan::View;
 namespace nanobind::detail {
 
 template <> struct type_caster<View> {
-    NB_TYPE_CASTER(View, const_name("tuple | None"))
+    NB_TYPE_CASTER(View, const_name("tuple"))
 
     bool from_python(handle source, uint8_t, cleanup_list*) noexcept {
         value = View{};
-        if (source.is_none()) return true;
         PyObject* tuple = source.ptr();
         if (!PyTuple_Check(tuple)) return false;
         const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
+        if (size == 0) return true;
         if (size < 2 || size > 6) return false;
         value.data = reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(tuple, 0)));
         value.type = static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 1)));

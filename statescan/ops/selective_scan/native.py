@@ -1,1 +1,150 @@
-"""Not written yet."""
+"""The selective scan in C++: lanes are channels, time streams by; the backward runs each chunk again from its saved state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statescan.ops import native_gate as gate
+from statescan.ops.native_gate import view
+from statescan.ops.selective_scan import op
+
+MAX_N = 512
+"""Scratch grows with N; beyond this the matrix form of ``portable`` serves better."""
+
+
+def _refuse(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    interval: Tensor | float | None, return_states: bool,
+) -> str | None:  # fmt: skip
+    if return_states:
+        return "return_states asks for every state; the native kernel keeps one a chunk"
+    if A.shape[1] > MAX_N:
+        return f"N is {A.shape[1]}; the native kernel takes up to {MAX_N}"
+    time = interval if isinstance(interval, Tensor) else None
+    return gate.refuse(
+        (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state,
+        reset_to=reset_to, interval=time,
+    )  # fmt: skip
+
+
+def _sizes(x: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
+    return (*x.shape, A.shape[1], B.shape[2])
+
+
+def _chunks(length: int) -> int:
+    return (length + gate.CHUNK - 1) // gate.CHUNK
+
+
+def _forward(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+    state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None, softplus: bool,
+    unit: float, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, the last state, and the state before each chunk (B, chunks, N, E) if ``save``."""
+    assert gate.module is not None
+    x, delta, B, C, z = gate.rows(x), gate.rows(delta), gate.rows(B), gate.rows(C), gate.rows_or_none(z)
+    D, delta_bias = gate.rows_or_none(D), gate.rows_or_none(delta_bias)
+    batch, length, width = x.shape
+    n = A.shape[1]
+    y = torch.empty((batch, length, width), dtype=x.dtype)
+    last = torch.empty((batch, width, n))
+    chunks = torch.empty((batch, _chunks(length), n, width) if save else 0)
+    gate.module.selective_scan(
+        torch.get_num_threads(), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
+        view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
+        view(chunks if save else None),
+    )  # fmt: skip
+    return y, last, chunks
+
+
+def _backward(
+    gy: Tensor, glast: Tensor | None, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None,
+    chunks: Tensor, softplus: bool, unit: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of x, delta, A, B, C, D, z, delta_bias, state, reset_to, interval; empty where there is no such input."""
+    assert gate.module is not None
+    x, delta, B, C, z, gy = gate.rows(x), gate.rows(delta), gate.rows(B), gate.rows(C), gate.rows_or_none(z), gate.rows(gy)
+    D, delta_bias = gate.rows_or_none(D), gate.rows_or_none(delta_bias)
+    batch, length, width = x.shape
+    n, groups = A.shape[1], B.shape[2]
+    tiles = batch * groups * ((width // groups + gate.TILE - 1) // gate.TILE)
+    outputs = [gate.like(t) for t in (x, delta, A, B, C, D, z, delta_bias)]
+    outputs += [torch.empty((batch, width, n)), gate.like(reset_to), gate.like(interval)]
+    parts = [torch.empty(tiles, length, n), torch.empty(tiles, length, n), torch.empty(batch, n, width)]
+    parts += [torch.empty(batch, width), torch.empty(batch, width), torch.empty((tiles, length) if interval is not None else (1, 1))]
+    gate.module.selective_scan_backward(
+        torch.get_num_threads(), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
+        view(delta_bias), view(reset_to), view(reset), view(mask), view(interval), unit, view(chunks), view(gy), view(glast),
+        *map(view, outputs), *map(view, parts),
+    )  # fmt: skip
+    return tuple(gate.or_empty(t) for t in outputs)
+
+
+def _fake(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, width = x.shape
+    n, save = A.shape[1], rest[-1]
+    shape = (batch, _chunks(length), n, width) if save else (0,)
+    floats = {"dtype": torch.float32}
+    return x.new_empty(x.shape), x.new_empty((batch, width, n), **floats), x.new_empty(shape, **floats)
+
+
+def _fake_backward(
+    gy: Tensor, glast: Tensor | None, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None,
+    chunks: Tensor, softplus: bool, unit: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    state = x.new_empty((x.shape[0], x.shape[2], A.shape[1]), dtype=torch.float32)
+    return tuple(gate.fake_like(t, x) for t in (x, delta, A, B, C, D, z, delta_bias, state, reset_to, interval))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, delta, A, B, C, D, z, bias, _, reset_to, reset, mask, interval, ctx.softplus, ctx.unit, _ = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, output[2])
+
+
+def _gradients(ctx: Any, gy: Tensor | None, glast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, chunks = ctx.saved_tensors
+    if gy is None:
+        gy = torch.zeros_like(x)
+    found = _scan_backward(gy, glast, x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, chunks, ctx.softplus, ctx.unit)
+    present = (x, delta, A, B, C, D, z, bias, x, reset_to, interval)
+    g = [gradient if tensor is not None else None for gradient, tensor in zip(found, present, strict=True)]
+    return (*g[:10], None, None, g[10], None, None, None)
+
+
+_INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_LINE = "Tensor? reset_to, Tensor? reset, Tensor? mask, Tensor? interval"
+_scan, _scan_backward = gate.register(
+    "selective_scan",
+    f"({_INPUTS}, Tensor state, {_LINE}, bool softplus, float unit, bool save) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake,
+    f"(Tensor gy, Tensor? glast, {_INPUTS}, {_LINE}, Tensor chunks, bool softplus, float unit) -> ({', '.join(['Tensor'] * 11)})",
+    _backward,
+    _fake_backward,
+    _setup,
+    _gradients,
+)
+
+
+@op.implementation("native", _refuse)
+def native(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    interval: Tensor | float | None, return_states: bool,
+) -> tuple[Tensor, Tensor, None]:  # fmt: skip
+    """y (B, L, E) and the last state (B, E, N)."""
+    time = gate.floats(interval) if isinstance(interval, Tensor) else None
+    unit = float(interval) if interval is not None and not isinstance(interval, Tensor) else 1.0
+    A, D, delta_bias = A.float(), gate.floats(D), gate.floats(delta_bias)
+    inputs = (x, delta, A, B, C, D, z, delta_bias, state, reset_to)
+    arguments = (*inputs, reset, mask, time, delta_softplus, unit, gate.needs_gradient(*inputs, time))
+    y, last, _ = _forward(*arguments) if gate.direct(*inputs, reset, mask, time) else _scan(*arguments)
+    return y, last, None
