@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from statescan.files import read_json, replacing, write_json, write_safetensors, write_text
+from statescan.data.tokenizers import load_tokenizer
+from statescan.files import read_json, replacing, write_json, write_safetensors
 from statescan.interop.foreign import plain_floats, read_original, read_transformers, tagged_floats, write_original, write_transformers
 from statescan.interop.weights import check_finite, check_match, read_weights
 from statescan.parameters import Dynamic
@@ -50,7 +51,7 @@ def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | No
     spec, rename = _understand(config, str(file))
     tensors = {rename(name): tensor for name, tensor in read_weights(folder).items()}
     model = _assemble(spec, tensors, folder)
-    tokenizer = _read_tokenizer(folder, config)
+    tokenizer = _read_tokenizer(folder, config, model)
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model.to(device=device, dtype=dtype).eval()
@@ -186,36 +187,30 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in aliases}
 
 
-def _read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
-    file = folder / "tokenizer.json"
+def _read_tokenizer(folder: Path, config: Mapping[str, Any], model: Any) -> Any:
     ours = config.get("format") == "statescan"
-    kind = config.get("tokenizer") if ours else "tokenizer.json" if file.is_file() else None
+    kind = config.get("tokenizer") if ours else "tokenizer.json" if (folder / "tokenizer.json").is_file() else None
     if kind is None:
         return None
-    from statescan.data.tokenizers import ByteTokenizer, load_tokenizer
-
-    if kind == "bytes":
-        return ByteTokenizer()
-    if kind != "tokenizer.json":
+    if kind not in ("bytes", "tokenizer.json"):
         raise ValueError(f"{folder / 'config.json'}: tokenizer must be 'bytes', 'tokenizer.json' or null; got {kind!r}")
-    if not file.is_file():
-        raise ValueError(f"{folder} lacks the tokenizer.json that its config.json names")
     try:
-        return load_tokenizer(file)
+        tokenizer = load_tokenizer("bytes" if kind == "bytes" else folder / kind)
     except ImportError as error:
         if ours:
             raise
-        warnings.warn(f"{file} is not read, and the model takes ids only: {error}", stacklevel=3)
+        warnings.warn(f"the model takes ids only: {error}", stacklevel=3)
         return None
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}: they do not belong together"
+        )
+    return tokenizer
 
 
-def _write_tokenizer(tokenizer: Any, folder: Path) -> Literal["bytes", "tokenizer.json"] | None:
-    """Write the tokenizer's file, if it has one; what config.json says about it."""
+def _write_tokenizer(tokenizer: Any, folder: Path) -> str | None:
+    """Write the tokenizer's files, if it has any; what config.json says about it."""
     if tokenizer is None:
         return None
-    from statescan.data.tokenizers import ByteTokenizer
-
-    if isinstance(tokenizer, ByteTokenizer):
-        return "bytes"
-    write_text(folder / "tokenizer.json", tokenizer.to_json())
-    return "tokenizer.json"
+    tokenizer.save(folder)
+    return tokenizer.name

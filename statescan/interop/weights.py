@@ -72,12 +72,12 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         return read_safetensors(path)[0]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds more than tensors, and is not read for safety ({reason}): convert it to safetensors") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path} ({size} bytes) is not a complete weight file ({error}): copy or download it again") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        # torch's own message advises to switch its protection off, so it is not repeated.
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a complete weight file of tensors only: it is damaged (copy it again), or "
+            "holds other objects, which are not loaded for safety (convert it to safetensors)"
+        ) from error
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise ValueError(f"{path} is not a state dictionary (name -> tensor)")
     return data
