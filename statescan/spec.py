@@ -138,7 +138,8 @@ def check(value: Any, hint: Any, where: str) -> Any:
                 return check(value, option, where)
             except ValueError as error:
                 errors.append(error)
-        raise errors[0] if len(errors) == 1 else ValueError(f"{where} must be {describe(hint)}; got {value!r}")
+        inside = [error for error in errors if not str(error).startswith(f"{where} must ")]  # of a part or an entry: says more
+        raise inside[0] if inside else ValueError(f"{where} must be {describe(hint)}; got {value!r}")
     if is_factory(hint):
         return _as_spec(value, where)
     if origin is Literal:

@@ -18,7 +18,8 @@ VERBS = {
     "doctor": "what works on this machine, and why the rest does not",
     "cite": "BibTeX of what a model uses",
 }
-"""Verb -> what it does. ``statescan.cli.<verb>`` holds a function ``run`` whose signature is the command line."""
+"""Verb -> what it does. ``statescan.cli.<verb>`` holds a function ``run``, whose signature is the command line, and where it is needed
+``rewrite(words) -> words`` for a shorthand and ``show(result)``."""
 
 CONFIGURED = ("demo", "eval", "train")
 """Verbs that read YAML files."""
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("statescan:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nstatescan: {stop}" if str(stop) else "", file=sys.stderr)
         return 130
     return 0
 
@@ -69,16 +70,20 @@ def _run(argv: list[str]) -> None:
         raise ValueError(f"there is no verb {verb!r}{nearest(verb, VERBS)}")
     from statescan.cli.arguments import parse
 
-    run = importlib.import_module(f"statescan.cli.{verb}").run
+    module = importlib.import_module(f"statescan.cli.{verb}")
+    if hasattr(module, "rewrite"):
+        rest = module.rewrite(rest)
     try:
-        arguments = parse(run, rest, f"statescan {verb}", files=verb in CONFIGURED)
+        arguments = parse(module.run, rest, f"statescan {verb}", files=verb in CONFIGURED)
     except SystemExit as stop:  # --help has been printed
         if stop.code:
             raise
         return
-    run(**arguments)
+    result = module.run(**arguments)
+    if hasattr(module, "show"):
+        module.show(result)
 
 
 def _is_bug(error: Exception) -> bool:
-    """A module of our own that cannot be imported is our mistake, not the user's."""
-    return isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("statescan")
+    """Something of our own that cannot be imported is our mistake, not the user's."""
+    return isinstance(error, ImportError) and (error.name or "").startswith("statescan")

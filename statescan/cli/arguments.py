@@ -47,8 +47,8 @@ def build(verb: Callable[..., Any], prog: str, *, files: bool = False) -> Parser
 def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str, *, files: bool = False) -> dict[str, Any]:
     """The arguments of ``verb``: its defaults, under YAML files, under the command line (``--key value``, ``--key=value``, ``key=value``).
 
-    A Spec is the name of a model or part, or a mapping in a file; ``--model.parts.M.d_state=32`` changes it inside. Arguments that are not
-    keyword-only in the signature may be given by position.
+    A Spec is the name of a model or part, or a mapping in a file; ``--model.parts.M.d_state=32`` changes it inside. Required arguments may
+    be given by position; so may optional ones that stand before the ``*`` of a signature.
     """
     hints, specs = typing.get_type_hints(verb), _specs(verb)
     parameters = inspect.signature(verb).parameters
@@ -133,7 +133,9 @@ def _sort(
     verb: Callable[..., Any], argv: Sequence[str], parser: Parser, hints: Mapping[str, Any], specs: Sequence[str], files: bool
 ) -> tuple[list[str], dict[str, dict[str, Any]], list[str]]:
     """Words for the parser, changes inside Specs (Spec -> path -> value), and configuration files."""
-    order = [p for p in inspect.signature(verb).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(verb).parameters.values()
+    marked = any(p.kind is p.KEYWORD_ONLY for p in parameters)
+    order = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and (marked or p.default is p.empty)]
     known = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
     words: list[str] = []
     inside: dict[str, dict[str, Any]] = {name: {} for name in specs}

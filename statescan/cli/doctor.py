@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-EXTRAS = {
-    "train": ("accelerate", "tensorboard"),
-    "plots": ("matplotlib",),
-    "hub": ("huggingface_hub", "tokenizers", "transformers", "datasets"),
-    "peft": ("peft",),
-    "vision": ("timm", "torchvision", "Pillow"),
-    "bench": ("psutil", "transformers"),
-}
-"""As in the package's metadata: a test compares."""
 
 
 def run() -> None:
@@ -41,7 +32,7 @@ def run() -> None:
     print("\nImplementations, fastest first (the first that is not refused runs):")
     print(_implementations())
     print("\nExtras:")
-    print(facts([(name, _extra(name, needs)) for name, needs in EXTRAS.items()]))
+    print(facts([(name, _extra(name, needs)) for name, needs in _extras().items()]))
 
 
 def _gpu() -> str:
@@ -92,8 +83,24 @@ def _examples(device: str) -> list[Any]:
     ]
 
 
-def _extra(name: str, needs: tuple[str, ...]) -> str:
+def _extras() -> dict[str, list[str]]:
+    """Extra -> names of its packages, as the installed package declares them."""
+    try:
+        needs = metadata.requires("statescan") or []
+    except metadata.PackageNotFoundError:
+        return {"unknown": []}
+    extras: dict[str, list[str]] = {}
+    for need in needs:
+        match = re.match(r"""([\w.-]+).*;.*extra\s*==\s*['"](\w+)['"]""", need)
+        if match:
+            extras.setdefault(match[2], []).append(match[1])
+    return extras
+
+
+def _extra(name: str, needs: list[str]) -> str:
     """Versions of an extra's packages, or what to install."""
+    if not needs:
+        return "statescan runs from its source without being installed: pip install -e . to see"
     found: dict[str, str | None] = {}
     for package in needs:
         try:

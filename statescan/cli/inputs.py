@@ -15,6 +15,14 @@ def load_model(where: str, device: str | None = None) -> Any:
 
     if where in models and not Path(where).exists():
         raise ValueError(f"{where} is the name of an untrained model: give a run folder, a model folder or a hub repository (owner/name)")
+    if Path(where, "checkpoints").is_dir() and not Path(where, "config.json").is_file():
+        from statescan.procedures.runs import RunFolder
+
+        latest = RunFolder(where).latest()
+        if latest is None:
+            raise ValueError(f"{where} is a run without a checkpoint yet: wait for one, or train it further")
+        print(f"statescan: the run has not ended: using its checkpoint {latest.name}", file=sys.stderr)
+        where = str(latest)
     return from_pretrained(where, device=device)
 
 
@@ -42,6 +50,6 @@ def read_prompt(prompt: str | None, file: str | None, *, needed: bool) -> str | 
             return sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {error.start}") from error
-    from statescan.data import read_text
+    from statescan.data.sources import read_text
 
     return read_text(file)
