@@ -43,6 +43,8 @@ class Mixer(Dynamic):
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     """Keys of the bus. A backbone checks them when it is built; a key is set once a call."""
+    gathers_documents: ClassVar[bool] = False
+    """Serves resets and masks through ``Timeline.apart``, whose calls depend on the data: not under torch.compile or torch.export."""
     causal_tolerance: ClassVar[float] = 0.0
     """How much a change at position t may move the float32 output before t (law 3): zero for scans, rounding for an FFT."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)

@@ -58,8 +58,10 @@ class SS2D(Mixer):
     """
 
     space_ndim = 1
+    gathers_documents = True
     dynamics = ("A_logs", "Ds")
     residual_outputs = ("out_proj",)
+    examples = ({"d_state": 4}, {"d_state": 1, "ssm_ratio": 1.0, "gate": False, "routes": ("snake", "reverse(col)")})
 
     def __init__(
         self,

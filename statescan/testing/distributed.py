@@ -37,7 +37,7 @@ def law_distributed(build: Callable[[], nn.Module], subject: Subject, report: Re
                 continue
             expected = _gradients(subject.fresh(), subject, range(2 * WORLD))
             weights = {name: tensor.detach().clone() for name, tensor in subject.module.state_dict().items()}
-            plan = {"name": subject.name, "width": subject.width, "vocab_size": subject.vocab_size}
+            plan = {"name": subject.name, "width": subject.width, "vocab_size": subject.vocab_size, "image": subject.image}
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
@@ -55,7 +55,7 @@ def _gradients(module: nn.Module, subject: Subject, rows: range) -> dict[str, Te
     """The mean over rows of a square loss on output and state; its gradient by parameter name."""
     x = subject.inputs(2 * WORLD, 7)[rows.start : rows.stop]
     line = full_timeline(subject, 2 * WORLD, 7)
-    line = line._map(lambda field: field[rows.start : rows.stop])
+    line = line and line._map(lambda field: field[rows.start : rows.stop])
     y, last = subject.call(module, x, line, None)
     (sum(t.double().pow(2).sum() for t in (y, *(last or ()))) / len(rows)).backward()  # type: ignore[union-attr]
     found = {"output": y.detach()}

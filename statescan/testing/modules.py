@@ -15,7 +15,11 @@ from statescan.testing.report import Report
 from statescan.testing.subject import Mode, Refusal, Subject, full_timeline
 from statescan.timeline import Timeline
 
-PROJECTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+def is_projection(module: nn.Module) -> bool:
+    """A leaf with a weight matrix or filter: Linear, convolution, grouped Linear, embedding. A mixer without children is none."""
+    leaf = next(module.children(), None) is None and not isinstance(module, Mixer)
+    return leaf and any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 class Perturbed(nn.Module):
@@ -43,9 +47,9 @@ class Perturbed(nn.Module):
 
 def law_modules(subject: Subject, report: Report, modes: Sequence[Mode], refusals: Sequence[Refusal] = ()) -> None:
     """Replacing any projection changes every path, and alike; hooks on every block fire; activation checkpointing changes no value."""
-    names = [name for name, child in subject.module.named_modules() if name and isinstance(child, PROJECTIONS)]
+    names = [name for name, child in subject.module.named_modules() if name and is_projection(child)]
     if not names:
-        report.skip(6, "replaced projections", "the layer has no Linear or convolution")
+        report.skip(6, "replaced projections", "the layer has no projection")
     for name in names:
         for mode in modes:
             with report.comparing(6, f"{name} replaced; {mode}"), mode.active():
@@ -70,7 +74,7 @@ def _expect_replaced(subject: Subject, name: str, mode: Mode) -> None:
     module.set_submodule(name, Perturbed(module.get_submodule(name)))
     x = subject.inputs(2, 7, mode.dtype)
     expected: Outcome | None = None
-    for timeline in (None, full_timeline(subject, 2, 7)):
+    for timeline in (None, full_timeline(subject, 2, 7)) if subject.timed else (None,):
         base = run(whole(subject, plain), plain, x, timeline, gradients=False).y
         expected = None
         for path_name, path in _paths(subject, module).items():
@@ -88,7 +92,7 @@ def _expect_replaced(subject: Subject, name: str, mode: Mode) -> None:
 def _expect_hooks(subject: Subject, mode: Mode) -> None:
     """Every projection, mixer and block is entered through ``__call__`` by forward and chunks; every projection by step too."""
     module = subject.fresh(mode.dtype)
-    watched = {n: c for n, c in module.named_modules() if isinstance(c, (*PROJECTIONS, Mixer)) or _holds_mixer(c)}
+    watched = {n: c for n, c in module.named_modules() if is_projection(c) or isinstance(c, Mixer) or _holds_mixer(c)}
     fired: set[str] = set()
     for name, child in watched.items():
         child.register_forward_hook(lambda *_, name=name: fired.add(name))
@@ -105,7 +109,7 @@ def _expect_hooks(subject: Subject, mode: Mode) -> None:
     if subject.causal:
         state = subject.init_state(module, 1)
         expect("scan", set(watched), lambda: module.scan(x, state))  # type: ignore[operator]
-        projections = {name for name, child in watched.items() if isinstance(child, PROJECTIONS)}
+        projections = {name for name, child in watched.items() if is_projection(child)}
         expect("step", projections, lambda: module.step(x[:, 0], state))  # type: ignore[operator]
 
 

@@ -146,6 +146,8 @@ def _interval(batch: int, length: int, seed: int) -> Tensor:
 
 def chunk_scenarios(subject: Subject) -> list[Scenario]:
     """For laws 1 and 5: one position, odd and even lengths, one row and three, with everything that can stand on a timeline."""
+    if not subject.timed:
+        return [Scenario("one", 1, 1), Scenario("three", 3, 1)]
     reset, mask = _random(3, 11, 0.25, 1), _random(3, 11, 0.7, 2)
     found = [
         Scenario("plain", 1, 1),
@@ -170,6 +172,8 @@ def chunk_scenarios(subject: Subject) -> list[Scenario]:
 
 def padding_scenarios(subject: Subject) -> list[Scenario]:
     """For law 2: packed rows, left and right padding, ragged rows, holes, and a reset on a position that does not exist."""
+    if not subject.timed:
+        return []
     length = 11
     at = torch.arange(length)
     left = torch.stack([at >= 4, at >= 0, at >= 10])

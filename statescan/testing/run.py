@@ -91,22 +91,28 @@ def check_model(
     dtype: torch.dtype | None = None,
     verbose: bool = True,
 ) -> Report:
-    """Run the laws on a model of token ids (its name, or the model itself): see :func:`check_mixer`."""
-    name = target if isinstance(target, str) else type(target).__name__
-    model = stir(create_model(target)) if isinstance(target, str) else target
-    report = _check(Subject(name, model, vocab_size=vocabulary(model)), laws, implementations, dtype)
+    """Run the laws on a model (its name, or the model itself): see :func:`check_mixer`.
+
+    A model with a ``vocab_size`` takes token ids; one with ``num_classes`` takes images, and no timeline.
+    """
+    report = _check(model_subject(target), laws, implementations, dtype)
     if verbose:
         print(report)
     report.raise_if_failed()
     return report
 
 
-def vocabulary(model: nn.Module) -> int:
-    """The number of token ids a model takes."""
-    size = getattr(model, "vocab_size", None)
-    if not isinstance(size, int):
-        raise ValueError(f"{type(model).__name__} has no vocab_size, so it is not a model of token ids: use check_mixer on its layers")
-    return size
+def model_subject(target: str | nn.Module) -> Subject:
+    """A model as the laws see it."""
+    name = target if isinstance(target, str) else type(target).__name__
+    model = stir(create_model(target)) if isinstance(target, str) else target
+    if isinstance(getattr(model, "vocab_size", None), int):
+        return Subject(name, model, vocab_size=model.vocab_size)  # type: ignore[arg-type]
+    if hasattr(model, "num_classes"):
+        return Subject(name, model, image=(3, 33, 32))
+    raise ValueError(
+        f"{type(model).__name__} has neither vocab_size nor num_classes, so its inputs are unknown: try check_mixer"
+    )
 
 
 def stir(module: nn.Module, scale: float = 0.05, seed: int = 11) -> Any:

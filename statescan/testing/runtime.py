@@ -7,6 +7,7 @@ import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,18 @@ def law_runtime(subject: Subject, report: Report, modes: Sequence[Mode], refusal
         if mode.gradients:
             with report.comparing(8, f"finite in bfloat16 under extreme inputs; {mode.name}"):
                 expect_finite(subject, mode)
-    with report.comparing(8, "torch.compile, dynamic, three lengths"):
-        expect_compiles(subject)
-    with report.comparing(8, "torch.export, dynamic batch and length"):
-        expect_exports(subject)
+    for timed in (False, True):
+        what = "with resets and holes" if timed else "plain"
+        if timed and subject.gathers_documents:
+            report.skip(8, f"torch.compile and torch.export, {what}", "the layer gathers documents by their lengths (gathers_documents)")
+            continue
+        if timed and not subject.timed:
+            report.skip(8, f"torch.compile and torch.export, {what}", "the model takes no timeline")
+            continue
+        with report.comparing(8, f"torch.compile, three lengths, {what}"):
+            expect_compiles(subject, timed)
+        with report.comparing(8, f"torch.export, dynamic batch and length, {what}"):
+            expect_exports(subject, timed)
     with report.comparing(8, "deepcopy and state_dict"):
         expect_copies(subject)
     if subject.causal:
@@ -69,7 +78,9 @@ def expect_untouched(subject: Subject, mode: Mode) -> None:
     """Input, incoming state, timeline and parameters are what they were; the outputs do not share their memory."""
     module = subject.at(mode.dtype)
     x, line = subject.inputs(2, 6, mode.dtype), full_timeline(subject, 2, 6)
-    given = {"input": x, **{f"timeline.{k}": v for k, v in zip(line._fields, line, strict=True) if isinstance(v, Tensor)}}
+    given = {"input": x}
+    if line is not None:
+        given |= {f"timeline.{k}": v for k, v in line._asdict().items() if isinstance(v, Tensor)}
     state = None
     if subject.causal:
         state = subject.warm_state(module, 2)
@@ -79,7 +90,7 @@ def expect_untouched(subject: Subject, mode: Mode) -> None:
     with torch.no_grad():
         results = [subject.call(module, x, line, state)]
         if subject.causal:
-            results.append(module.step(x[:, 0], state, line.at(0)))  # type: ignore[operator]
+            results.append(module.step(x[:, 0], state, line.at(0) if line else None))  # type: ignore[operator]
     for name, tensor in given.items():
         expect_identical(name, tensor.detach(), before[name])
     storages = {tensor.untyped_storage().data_ptr(): name for name, tensor in given.items() if tensor.numel()}
@@ -99,10 +110,9 @@ def expect_finite(subject: Subject, mode: Mode) -> None:
     lines: dict[str, Timeline | None] = {"": None}
     if subject.has_time:
         lines |= {", no time": Timeline(interval=torch.zeros(1, 9)), ", ages": Timeline(interval=torch.full((1, 9), 1e6))}
-    used = {op: name for op, name in mode.forced.items()}
     for case, x in cases.items():
         for suffix, line in lines.items():
-            with Mode(mode.name, torch.bfloat16, used).active():
+            with Mode(mode.name, torch.bfloat16, mode.forced).active():
                 got = run(whole(subject, module), module, x, line)
             for name, tensor in got.tensors.items():
                 if not bool(tensor.isfinite().all()):
@@ -110,32 +120,41 @@ def expect_finite(subject: Subject, mode: Mode) -> None:
 
 
 class _Call(nn.Module):
-    """The contract as a flat function, for the exporter."""
+    """The contract as a flat function, for the compiler and the exporter."""
 
     def __init__(self, subject: Subject, module: nn.Module) -> None:
         super().__init__()
         self.module = module
         self.causal = subject.causal
+        self.timed = subject.timed
 
-    def forward(self, x: Tensor, reset: Tensor, mask: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
-        line = Timeline(reset, mask)
+    def forward(
+        self, x: Tensor, reset: Tensor | None = None, mask: Tensor | None = None, state: State | None = None
+    ) -> tuple[Tensor, State | None]:
+        line = None if reset is None and mask is None else Timeline(reset, mask)
         if self.causal:
             return self.module(x, line, state=state, return_state=True)
-        return self.module(x, line), None
+        return (self.module(x, line) if self.timed else self.module(x)), None
 
 
-def expect_compiles(subject: Subject) -> None:
-    """One graph, traced once: the lengths share it, with a state, resets and a mask, forward and backward."""
+def _arguments(subject: Subject, module: nn.Module, batch: int, length: int, timed: bool) -> tuple[Any, ...]:
+    """(x, reset, mask, state)."""
+    line = full_timeline(subject, batch, length) if timed else None
+    state = subject.warm_state(module, batch) if subject.causal else None
+    return subject.inputs(batch, length), line and line.reset, line and line.mask, state
+
+
+def expect_compiles(subject: Subject, timed: bool = True) -> None:
+    """One graph, traced once: the lengths share it, with a state, forward and backward."""
     module = subject.fresh()
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled = torch.compile(_Call(subject, module), backend="aot_eager", fullgraph=True, dynamic=True)
         for length in LENGTHS:
-            x = subject.inputs(3, length)
-            line = full_timeline(subject, 3, length)
-            state = subject.warm_state(module, 3) if subject.causal else None
-            expected = run(lambda x, _, state: subject.call(module, x, line._replace(interval=None), state), module, x, None, state)
-            got = run(lambda x, _, state: compiled(x, line.reset, line.mask, state), module, x, None, state)
+            x, reset, mask, state = _arguments(subject, module, 3, length, timed)
+            line = Timeline(reset, mask) if timed else None
+            expected = run(whole(subject, module), module, x, line, state)
+            got = run(lambda x, line, state: compiled(x, line and line.reset, line and line.mask, state), module, x, line, state)
             try:
                 expect_equal(got, expected, TOLERANCE[torch.float32])
             except LawError as error:
@@ -143,31 +162,26 @@ def expect_compiles(subject: Subject) -> None:
     torch._dynamo.reset()
 
 
-def expect_exports(subject: Subject) -> None:
+def expect_exports(subject: Subject, timed: bool = True) -> None:
     """The exported program, written and read back, equals the module at another batch and length, the state going in and out."""
     module = subject.fresh()
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=4096)
-
-    def arguments(b: int, n: int) -> tuple[object, ...]:
-        line = full_timeline(subject, b, n)
-        state = subject.warm_state(module, b) if subject.causal else None
-        return subject.inputs(b, n), line.reset, line.mask, state
-
-    given = arguments(3, LENGTHS[0])
-    shape = {0: batch, 1: length}
-    rows = states.map_tensors(lambda _: {0: batch}, given[3]) if given[3] is not None else None  # type: ignore[arg-type,return-value]
+    given = _arguments(subject, module, 3, LENGTHS[0], timed)
+    shape = {0: batch, 1: length} if subject.timed else {0: batch}
+    field = shape if timed else None
+    rows = None if given[3] is None else states.map_tensors(lambda _: {0: batch}, given[3])  # type: ignore[arg-type,return-value]
     with torch.no_grad():
         program = torch.export.export(
-            _Call(subject, module), given, dynamic_shapes={"x": shape, "reset": shape, "mask": shape, "state": rows}, strict=False
+            _Call(subject, module), given, dynamic_shapes={"x": shape, "reset": field, "mask": field, "state": rows}, strict=False
         )
         file = io.BytesIO()
         torch.export.save(program, file)
         file.seek(0)
         exported = torch.export.load(file).module()
         for b, n in ((1, LENGTHS[1]), (2, LENGTHS[2])):
-            x, reset, mask, state = arguments(b, n)
-            y, last = exported(x, reset, mask, state)
-            wanted, wanted_last = subject.call(module, x, Timeline(reset, mask), state)  # type: ignore[arg-type]
+            arguments = _arguments(subject, module, b, n, timed)
+            y, last = exported(*arguments)
+            wanted, wanted_last = _Call(subject, module)(*arguments)
             expect_close("output", y, wanted, TOLERANCE[torch.float32])
             for (name, got), expected in zip(state_fields(last).items(), state_fields(wanted_last).values(), strict=True):
                 expect_close(name, got, expected, TOLERANCE[torch.float32])

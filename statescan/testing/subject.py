@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from statescan import state as states
 from statescan.ops import dispatch
-from statescan.protocols import CausalMixer
+from statescan.protocols import CausalMixer, Mixer
 from statescan.state import State
 from statescan.testing.compare import Outcome, run
 from statescan.timeline import Timeline
@@ -50,16 +50,28 @@ class Refusal:
 class Subject:
     """A module under test. Capabilities are read from the class, so a user's own layer is treated as ours are."""
 
-    def __init__(self, name: str, module: nn.Module, *, width: int | None = None, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        width: int | None = None,
+        vocab_size: int | None = None,
+        image: tuple[int, int, int] | None = None,
+    ) -> None:
         self.name = name
         self.width = width
         self.vocab_size = vocab_size
+        self.image = image
         self.modules = {torch.float32: module.float().eval()}
         self.causal = isinstance(module, CausalMixer) or all(hasattr(module, verb) for verb in ("scan", "step", "init_state"))
-        self.has_time = bool(getattr(module, "has_time", False))
-        self.holds_input = bool(getattr(module, "holds_input", False))
-        self.batch_dependent = bool(getattr(module, "batch_dependent", False))
-        self.causal_tolerance = float(getattr(module, "causal_tolerance", 0.0))
+        layers = [module] if isinstance(module, Mixer) else [child for child in module.modules() if isinstance(child, Mixer)]
+        self.timed = image is None
+        self.has_time = self.timed and all(layer.has_time for layer in layers)
+        self.holds_input = isinstance(module, Mixer) and module.holds_input
+        self.batch_dependent = any(layer.batch_dependent for layer in layers)
+        self.gathers_documents = any(layer.gathers_documents for layer in layers)
+        self.causal_tolerance = max((layer.causal_tolerance for layer in layers), default=0.0)
         self.space = SPACE[: int(getattr(module, "space_ndim", 0))]
         self._truth: dict[str, Outcome] = {}
 
@@ -83,15 +95,17 @@ class Subject:
         """The module as the contract calls it; a layer that is not causal has no state."""
         if self.causal:
             return module(x, timeline, state=state, return_state=True)
-        return module(x, timeline), None
+        return (module(x, timeline) if self.timed else module(x)), None
 
     # -- its inputs ---------------------------------------------------------------------------------------------------------
 
     def inputs(self, batch: int, length: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-        """Random inputs, the same numbers in every dtype: features, or token ids for a model with a vocabulary."""
+        """Random inputs, the same numbers in every dtype: features, token ids for a model with a vocabulary, or images."""
         generator = torch.Generator().manual_seed(seed + 17)
         if self.vocab_size is not None:
             return torch.randint(0, self.vocab_size, (batch, length), generator=generator)
+        if self.image is not None:
+            return torch.randn(batch, *self.image, generator=generator).to(dtype)
         assert self.width is not None
         return torch.randn(batch, length, *self.space, self.width, generator=generator).to(dtype)
 
@@ -122,7 +136,7 @@ class Subject:
         """
         modes: list[Mode] = []
         refusals: list[Refusal] = []
-        for name in names or [n for n in reversed(dispatch.PREFERENCE)]:
+        for name in names or list(reversed(dispatch.PREFERENCE)):
             for candidate in (torch.float64, torch.float32) if dtype is None else (dtype,):
                 forced, refused = self._force(name, candidate)
                 refusals += [Refusal(f"{name} {str(candidate).removeprefix('torch.')}", reason) for reason in refused]
@@ -192,8 +206,10 @@ def recording() -> Iterator[dict[str, str]]:
         dispatch._history.extend([*before, *after])
 
 
-def full_timeline(subject: Subject, batch: int, length: int, seed: int = 3) -> Timeline:
-    """Resets, holes and (where the layer has time) uneven intervals at once."""
+def full_timeline(subject: Subject, batch: int, length: int, seed: int = 3) -> Timeline | None:
+    """Resets, holes and (where the layer has time) uneven intervals at once; None for a model that takes no timeline."""
+    if not subject.timed:
+        return None
     generator = torch.Generator().manual_seed(seed)
     reset = torch.rand(batch, length, generator=generator) < 0.25
     mask = torch.rand(batch, length, generator=generator) < 0.7
