@@ -44,7 +44,12 @@ def _gpu() -> str:
 
 
 def _kernels() -> str:
-    return "TBD"
+    from statescan.ops import native_gate
+
+    if native_gate.unavailable is not None:
+        return native_gate.unavailable
+    threads = f"threads by {native_gate.openmp}" if native_gate.openmp else "on one thread: no OpenMP runtime was found"
+    return f"compiled, {native_gate.instruction_set()} (STATESCAN_CPU forces another), {threads}"
 
 
 def _implementations() -> str:

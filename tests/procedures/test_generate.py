@@ -4,6 +4,7 @@ import pytest
 import torch
 from generate_toys import Letters, Script, Toy
 
+from statescan import create_model
 from statescan import state as states
 from statescan.procedures.generate import Prefix, Stream, generate, prefill
 from statescan.procedures.sampling import Sampler, draw, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, row_generators
@@ -153,13 +154,13 @@ def test_memory_of_reading_is_bounded_by_the_chunk(model):
 
 @pytest.mark.parametrize("prompt", ["", [], [[]], ["a", ""], torch.zeros(0, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)])
 def test_a_prompt_without_tokens_is_refused(model, prompt):
-    with pytest.raises(ValueError, match="no tokens|empty list"):
+    with pytest.raises(ValueError, match=r"no tokens|empty list"):
         generate(model, prompt)
 
 
 @pytest.mark.parametrize("prompt", [{"a": 1}, [[[1]]], torch.zeros(1, 1, 1, dtype=torch.long), torch.rand(4), [1.5], ["a", [1]], None])
 def test_a_prompt_of_another_kind_is_refused(model, prompt):
-    with pytest.raises(ValueError, match="a prompt is|integers|Prefix"):
+    with pytest.raises(ValueError, match=r"a prompt is|integers|Prefix"):
         generate(model, prompt)
 
 
@@ -315,6 +316,33 @@ def test_a_state_of_another_model_is_refused(model):
         generate(model, state=prefill(small, [1]))
     with pytest.raises(ValueError, match="Prefix"):
         generate(model, state=model.init_state(1))
+
+
+# -- the library's own models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mamba-tiny", "mamba2-tiny"])
+def test_language_models(name, tmp_path):
+    torch.manual_seed(3)
+    model = create_model(name).double()
+    prompts = [[5], list(range(40, 57)), [1, 2, 3]]
+    how = {"max_new_tokens": 8, "temperature": 0}
+    expected = []
+    for ids in prompts:
+        ids = list(ids)
+        for _ in range(8):
+            ids.append(int(model(torch.tensor([ids]), logits_at="last").argmax()))
+        expected.append(ids[-8:])
+    for chunk_size in (3, 1024):
+        out, prefix = generate(model, prompts, chunk_size=chunk_size, return_state=True, **how)
+        assert out == expected
+        again = prefill(model, [a + b for a, b in zip(prompts, out, strict=True)])
+        torch.testing.assert_close(states.tensors(prefix), states.tensors(again))
+    states.save(prefill(model, prompts, chunk_size=2), tmp_path / "prefix")
+    assert generate(model, state=states.load(tmp_path / "prefix"), **how) == expected
+    other = create_model("mamba2-tiny" if name == "mamba-tiny" else "mamba-tiny")
+    with pytest.raises(ValueError, match="another model"):
+        generate(model, [1], state=other.init_state(1))
 
 
 # -- the model is left as it was --------------------------------------------------------------------------------------------
