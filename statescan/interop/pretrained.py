@@ -2,7 +2,7 @@
 
 Three kinds of folder, told apart by their config.json:
 
-- ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null}``;
+- ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null, ...}``;
 - transformers': ``{"model_type": "mamba" | "mamba2", "hidden_size": ..., ...}``;
 - the original project's: ``{"d_model": ..., "n_layer": ..., "ssm_cfg": {...}, ...}``.
 
@@ -72,6 +72,7 @@ def save_pretrained(model: nn.Module, folder: PathLike, tokenizer: Any = None) -
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", _unshared(model), {"format": "pt"})
     config["tokenizer"] = _write_tokenizer(tokenizer, folder)
+    config["eos_token_id"] = getattr(tokenizer, "eos_id", None)  # for the transformers bridge
     write_json(folder / "config.json", config)
 
 

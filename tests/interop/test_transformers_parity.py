@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import statescan as ss
-from statescan.interop import from_pretrained
+from statescan.interop import export_pretrained, from_pretrained
 
 transformers = pytest.importorskip("transformers")
 
@@ -41,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 class Pair(NamedTuple):
     theirs: Any
     ours: Any
+    folder: Path
 
 
 def make(name: str) -> Any:
@@ -67,7 +69,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     theirs = make(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     theirs.save_pretrained(folder)
-    return Pair(theirs, from_pretrained(folder))
+    return Pair(theirs, from_pretrained(folder), folder)
 
 
 def ids(length: int, rows: int = 1, seed: int = 1) -> Tensor:
@@ -174,7 +176,22 @@ def test_gradients_of_the_loss(pair: Pair) -> None:
         close_to_scale(parameter.grad, theirs[name], f"gradient of {name}")
 
 
-def test_every_weight_arrived(pair: Pair, tmp_path: Path) -> None:
+def test_the_export_is_what_was_read(pair: Pair, tmp_path: Path) -> None:
+    """The same file contents tensor by tensor; transformers reads it as the same model, and misses nothing."""
+    export_pretrained(pair.ours, tmp_path)
+    original, exported = (load_file(folder / "model.safetensors") for folder in (pair.folder, tmp_path))
+    assert original.keys() == exported.keys()
+    assert all(original[name].numpy().tobytes() == exported[name].numpy().tobytes() for name in original)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ignored = {"_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "dtype"}
+    before, after = ({k: v for k, v in model.config.to_dict().items() if k not in ignored} for model in (pair.theirs, again))
+    assert before == after
+    rows = ids(9)
+    torch.testing.assert_close(oracle(again, rows[0]), oracle(pair.theirs, rows[0]), atol=0, rtol=0)
+
+
+def test_every_weight_arrived(pair: Pair) -> None:
     theirs = {name.replace("embeddings", "embedding"): tensor for name, tensor in pair.theirs.state_dict().items()}
     ours = pair.ours.state_dict()
     assert theirs.keys() == ours.keys()
