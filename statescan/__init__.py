@@ -6,11 +6,13 @@
 """
 
 from statescan import models, ops, state
-from statescan.backbones import FlatBackbone
-from statescan.heads import LanguageModel
-from statescan.mixers import Mamba, Mamba2
+from statescan.backbones import FlatBackbone, Pyramid
+from statescan.heads import Classifier, LanguageModel
+from statescan.interop import export_pretrained, from_pretrained, save_pretrained
+from statescan.mixers import SS2D, Mamba, Mamba2
 from statescan.ops.dispatch import explain, implementation
 from statescan.parameters import parameter_groups
+from statescan.procedures.generate import Prefix, generate, prefill
 from statescan.protocols import CausalMixer, Mixer
 from statescan.registry import create_model, list_models, register, register_model
 from statescan.spec import Spec
@@ -19,22 +21,46 @@ from statescan.timeline import Timeline
 __version__ = "0.1.0"
 
 __all__ = [
+    "SS2D",
     "CausalMixer",
+    "Classifier",
     "FlatBackbone",
     "LanguageModel",
     "Mamba",
     "Mamba2",
     "Mixer",
+    "Prefix",
+    "Pyramid",
     "Spec",
     "Timeline",
     "create_model",
     "explain",
+    "export_pretrained",
+    "from_pretrained",
+    "generate",
     "implementation",
     "list_models",
     "models",
     "ops",
     "parameter_groups",
+    "prefill",
     "register",
     "register_model",
+    "save_pretrained",
     "state",
 ]
+
+_LAZY = ("analysis", "compat", "data", "dynamics", "routes", "testing")
+
+
+def __getattr__(name: str) -> object:
+    """Submodules that few programs need are imported when they are first named."""
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f"statescan.{name}")
+    raise AttributeError(f"module 'statescan' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LAZY])

@@ -1,5 +1,6 @@
 """Repeats blocks."""
 
 from statescan.backbones.flat import FlatBackbone, FlatState
+from statescan.backbones.pyramid import Pyramid
 
-__all__ = ["FlatBackbone", "FlatState"]
+__all__ = ["FlatBackbone", "FlatState", "Pyramid"]

@@ -2,5 +2,6 @@
 
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.ss2d import SS2D
 
-__all__ = ["Mamba", "Mamba2", "Mamba2State", "MambaState"]
+__all__ = ["SS2D", "Mamba", "Mamba2", "Mamba2State", "MambaState"]
