@@ -58,8 +58,7 @@ class Tables:
         self.orders = orders
         self.inverses = [inverse_of(order, cells) for order in orders]
         k = len(orders)
-        same = len({order.numel() for order in orders}) == 1
-        self.complete = same and orders[0].numel() == cells
+        self.complete = all(order.shape[0] == cells for order in orders)
         """Every route visits every cell."""
         if self.complete:
             route = torch.arange(k, device=orders[0].device)
@@ -92,11 +91,13 @@ def _cached(routes: tuple[BaseRoute, ...], space: tuple[int, ...], device: torch
 def tables(routes: Sequence[BaseRoute], space: Sequence[int], device: torch.device | str = "cpu") -> Tables:
     """The tables of these routes over a grid of this shape, cached.
 
-    A tracing compiler and modes that replace tensors (fake tensors, counters) must not fill the cache or be handed its entries.
+    A tracing compiler (whose sizes are symbols) and modes that replace tensors (fake tensors, counters) must not fill the cache or be
+    handed its entries.
     """
     if not space:
         raise ValueError("a route needs a grid of at least one axis; got space=()")
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    symbols = any(isinstance(size, torch.SymInt) for size in space)
+    if symbols or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return build(routes, tuple(space), device)
     if min(space) < 1:
         raise ValueError(f"a grid has at least one cell along every axis; got {tuple(space)}")

@@ -13,8 +13,10 @@ from statescan.routes import parse_route
 from statescan.routes.base import inverse_of, tables
 from statescan.routes.grid import cells
 
-FULL = ["row", "col", "snake", "snake(axis=0)", "reverse(row)", "reverse(col)", "reverse(snake)", "transpose(snake)", "mirror(snake, axis=0)",
-        "mirror(col)", "reverse(transpose(mirror(row)))", "row(reset=True)"]  # fmt: skip
+FULL = [
+    "row", "col", "snake", "snake(axis=0)", "reverse(row)", "reverse(col)", "reverse(snake)", "transpose(snake)",
+    "mirror(snake, axis=0)", "mirror(col)", "reverse(transpose(mirror(row)))", "row(reset=True)",
+]  # fmt: skip
 GRIDS = [(4, 4), (2, 3), (3, 2), (1, 5), (5, 1), (1, 1), (3, 3), (4, 6), (5, 7)]
 CROSS = [parse_route(text) for text in ("row", "col", "reverse(row)", "reverse(col)")]
 
