@@ -110,9 +110,7 @@ def model_subject(target: str | nn.Module) -> Subject:
         return Subject(name, model, vocab_size=model.vocab_size)  # type: ignore[arg-type]
     if hasattr(model, "num_classes"):
         return Subject(name, model, image=(3, 33, 32))
-    raise ValueError(
-        f"{type(model).__name__} has neither vocab_size nor num_classes, so its inputs are unknown: try check_mixer"
-    )
+    raise ValueError(f"{type(model).__name__} has neither vocab_size nor num_classes, so its inputs are unknown: try check_mixer")
 
 
 def stir(module: nn.Module, scale: float = 0.05, seed: int = 11) -> Any:

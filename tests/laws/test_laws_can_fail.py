@@ -302,11 +302,16 @@ class Noisy(Toy):
         return super().recur(decay, v + 1e-7 * torch.randn_like(v), h, reset, mask)
 
 
-class DependsOnThreads(Toy):
+class DependsOnThreads(OnAnOp):
     """A sum whose order follows the number of threads."""
 
-    def recur(self, decay: Tensor, v: Tensor, h: Tensor, reset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return super().recur(decay, v * (1 + 1e-7 * torch.get_num_threads()), h, reset, mask)
+    op = Op("toy_threads", tolerance={})
+
+
+@DependsOnThreads.op.implementation("native")
+def _threads(**arguments: Tensor) -> tuple[Tensor, Tensor]:
+    y, h = portable(**arguments)
+    return y * (1 + 1e-7 * torch.get_num_threads()), h
 
 
 class MutatesState(Toy):
@@ -383,8 +388,8 @@ class KeepsTooMuch(Toy):
 
 
 RUNTIME_BROKEN = [
-    (Noisy, lambda s, m: runtime.expect_repeatable(s, m, (1, 1)), "not bit-identical"),
-    (DependsOnThreads, lambda s, m: runtime.expect_repeatable(s, m, (1, 2, 3)), "2 threads"),
+    (Noisy, runtime.expect_repeatable, "not bit-identical"),
+    (DependsOnThreads, lambda s, _: runtime.expect_threads(s, Mode("native", torch.float32, {"toy_threads": "native"})), "2 threads"),
     (MutatesState, runtime.expect_untouched, "incoming state.h"),
     (SharesState, runtime.expect_untouched, "shares memory with incoming state.h"),
     (Overflows, runtime.expect_finite, "is not finite for large inputs"),

@@ -1,0 +1,49 @@
+"""Every registered tiny model keeps every law, under every implementation available here."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+import statescan  # noqa: F401 - registers what there is
+from statescan.registry import create_model, models
+from statescan.testing import LAWS, Report, Subject
+from statescan.testing.distributed import law_distributed
+from statescan.testing.run import model_subject
+
+TINY = sorted(name for name, entry in models.items() if entry.tiny)
+
+
+@functools.cache
+def subject(name: str) -> Subject:
+    return model_subject(name)
+
+
+@functools.cache
+def modes(name: str) -> Any:
+    return subject(name).modes()
+
+
+@pytest.mark.parametrize("law", sorted(LAWS))
+@pytest.mark.parametrize("name", TINY)
+def test_law(name: str, law: int) -> None:
+    report = Report(name)
+    LAWS[law](subject(name), report, *modes(name))
+    print(report)
+    report.raise_if_failed()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("name", TINY)
+def test_two_processes_equal_one(name: str, way: str) -> None:
+    report = Report(name)
+    law_distributed(functools.partial(create_model, name), subject(name), report, (way,))
+    report.raise_if_failed()
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    families = {entry.family.name for entry in models.values() if entry.family is not None}
+    assert families == {models[name].family.name for name in TINY if models[name].family is not None}  # type: ignore[union-attr]
