@@ -1,0 +1,39 @@
+"""Two short tables and one matrix product: with l = q T + r, exp(l z) = exp(q T z) exp(r z).
+
+Memory is O(N (L/T + T)) beside the output, about N sqrt(L), where the matrix of all powers would hold N L.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from statescan.ops.vandermonde import op
+
+TRACED_BLOCK = 64
+
+
+def split(length: int) -> tuple[int, int]:
+    """Positions a block T, near sqrt(L), and blocks that cover L. A traced graph, which must serve every length, gets a constant T and,
+    lest it be made anew for short sequences, never a single block."""
+    if torch.compiler.is_compiling() or not isinstance(length, int):
+        return TRACED_BLOCK, length // TRACED_BLOCK + 2
+    inner = max(1, math.isqrt(length))
+    return inner, -(-length // inner)
+
+
+def powers(z: Tensor, count: int, stride: int) -> Tensor:
+    """exp(k stride z) for k = 0..count-1: (..., count, N)."""
+    steps = stride * torch.arange(count, device=z.device, dtype=z.real.dtype)
+    return torch.exp(steps.unsqueeze(-1) * z.unsqueeze(-2))
+
+
+@op.implementation("portable")
+def portable(c: Tensor, z: Tensor, length: int) -> Tensor:
+    """K (..., L)."""
+    inner, outer = split(length)
+    coarse = c.unsqueeze(-2) * powers(z, outer, inner).to(c.dtype)
+    fine = powers(z, inner, 1).to(c.dtype)
+    return (coarse @ fine.mT).real.flatten(-2)[..., :length]
