@@ -45,14 +45,16 @@ def build(verb: Callable[..., Any], prog: str, *, files: bool = False) -> Parser
 
 
 def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str, *, files: bool = False) -> dict[str, Any]:
-    """The arguments of ``verb``: its defaults, under YAML files, under the command line (``--key value``, ``--key=value``, ``key=value``).
+    """The arguments of ``verb``: its defaults, under YAML files (with ``files``), under the command line.
 
+    ``--key value`` and ``--key=value``; with ``files`` also ``key=value`` and a name that ends in .yaml.
     A Spec is the name of a model or part, or a mapping in a file; ``--model.parts.M.d_state=32`` changes it inside. Required arguments may
     be given by position; so may optional ones that stand before the ``*`` of a signature.
     """
     hints, specs = typing.get_type_hints(verb), _specs(verb)
     parameters = inspect.signature(verb).parameters
     words, inside, configs = _sort(verb, argv, parser := build(verb, prog, files=files), hints, specs, files)
+    words, texts = _set_texts_aside(words, hints)
     if files and not {"-h", "--help"} & set(words):
         for action in parser._actions:  # files may give them: we look ourselves, below
             action.required = False
@@ -66,7 +68,7 @@ def parse(verb: Callable[..., Any], argv: Sequence[str], prog: str, *, files: bo
             if key not in parameters:
                 raise ValueError(f"{file}: {prog} has no option {key!r}{registry.nearest(key, parameters)}")
             values[key] = as_spec(value, key) if key in specs and value is not None else check(value, hints[key], f"{file}: {key}")
-    values |= {key: as_spec(value, key) if key in specs else value for key, value in given.items()}
+    values |= {key: as_spec(value, key) if key in specs else value for key, value in given.items()} | texts
     missing = [name for name in parameters if name not in values]
     if missing:
         raise ValueError(f"{prog} needs {', '.join(missing)}: see {prog} --help")
@@ -148,7 +150,7 @@ def _sort(
             break
         key, equals, value = word.removeprefix("--").partition("=")
         head, dot, path = key.partition(".")
-        option = word.startswith("-") or (equals and head in known)
+        option = word.startswith("-") or (files and equals and head in known)
         if not option:
             if files and word.endswith((".yaml", ".yml")):
                 configs.append(word)
@@ -176,6 +178,21 @@ def _sort(
         else:
             words.append(f"--{key}={value}")
     return words, inside, configs
+
+
+def _set_texts_aside(words: list[str], hints: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Texts that YAML reads as nothing (``#include``, ``~``), where a text may stand: jsonargparse would make them None."""
+    texts: dict[str, str] = {}
+    rest = []
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        takes_text = str in get_args(hints.get(key))
+        if word.startswith("--") and equals and takes_text and value != "null" and _value(value) is None:
+            texts[key] = value
+        else:
+            texts.pop(key, None)  # a later word wins
+            rest.append(word)
+    return rest, texts
 
 
 def _readable(message: str, hints: Mapping[str, Any]) -> str:

@@ -94,6 +94,14 @@ def test_a_spec_is_the_name_of_a_model_or_part(config):
     assert values["model"].arguments["parts"]["M"] == Spec("Mamba2", headdim=8)
 
 
+@pytest.mark.parametrize("text", ["#include <a>", "~", "123", "[1, 2]", "a: b", "- x", " ", "", "\n", '"q"', "{"])
+def test_text_stays_as_it_is(config, text):
+    assert read(config, "--name", text)["name"] == text
+    assert read(config, f"name={text}")["name"] == text
+    assert read(config, "--name=null")["name"] is None
+    assert read(config, "--name=#", "--name=b")["name"] == "b"
+
+
 def test_the_model_of_a_file_may_be_a_name_with_changes(tmp_path):
     (tmp_path / "c.yaml").write_text("model: {name: mamba-tiny, d_model: 48}\nsteps: 1")
     assert read(str(tmp_path / "c.yaml"))["model"].arguments["d_model"] == 48
