@@ -33,7 +33,9 @@ void outputs(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s, int64_t
         if (!a.line.exists(tile.b, t0 + t)) {
             zero(y, lanes);
         } else if (a.z) {
-            load_row(a.z.at(tile.b, t0 + t, tile.e), a.z.type, tile.width, s.row);
+            const char* z_row = a.z.at(tile.b, t0 + t, tile.e);
+            prefetch_row(a.z, z_row, kAhead, tile.width);
+            load_row(z_row, a.z.type, tile.width, s.row);
             for (int64_t i = 0; i < lanes; i += W) {
                 const vf z = load(s.row + i);
                 store(y + i, load(y + i) * z * sigmoid(z));

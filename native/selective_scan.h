@@ -8,6 +8,7 @@ namespace STATESCAN_ISA {
 
 constexpr int64_t T = kChunk;
 constexpr int64_t R = kTile;
+constexpr int64_t kAhead = 8;
 
 struct ScanTile {
     int64_t b, g, e, width, vectors, index;  // first channel, channels, vectors; index: b's tiles one after the other
@@ -95,8 +96,11 @@ static inline void scan_inputs(const SelectiveScan& a, const ScanTile& tile, Sca
                 memcpy(to[k] + whole, rest, static_cast<size_t>((a.n - whole) * 4));
             }
         }
-        load_row(a.x.at(tile.b, t0 + t, tile.e), a.x.type, tile.width, s.row);
-        load_row(a.delta.at(tile.b, t0 + t, tile.e), a.delta.type, tile.width, d);
+        const char *x_row = a.x.at(tile.b, t0 + t, tile.e), *delta_row = a.delta.at(tile.b, t0 + t, tile.e);
+        prefetch_row(a.x, x_row, kAhead, tile.width);
+        prefetch_row(a.delta, delta_row, kAhead, tile.width);
+        load_row(x_row, a.x.type, tile.width, s.row);
+        load_row(delta_row, a.delta.type, tile.width, d);
         const float interval = a.line.time(tile.b, t0 + t);
         for (int64_t i = 0; i < lanes; i += W) {
             vf step = load(d + i) + load(s.bias + i);

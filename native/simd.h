@@ -2,6 +2,9 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 #include "parallel.h"
@@ -29,8 +32,21 @@ typedef uint16_t vh __attribute__((vector_size(W * 2)));
 static inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
 static inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf splat(float s) { return vf{} + s; }
-static inline vf max(vf a, vf b) { return a > b ? a : b; }   // b where a is NaN
+
+// b where either is NaN: what x86's instruction does, but compilers do not recognise it in the expression.
+#if defined(__AVX512F__)
+static inline vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+static inline vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vf min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#elif defined(__SSE2__)
+static inline vf max(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
+static inline vf min(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
+#else
+static inline vf max(vf a, vf b) { return a > b ? a : b; }
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 
 // 2^t, relative error below 2e-7, exact at integers; from 2^-126 to 2^127. NaN stays NaN.
 static inline vf exp2(vf t) {
@@ -66,8 +82,7 @@ static inline vf log1p(vf u) {
 }
 
 static inline vf softplus(vf v) {
-    const vf magnitude = v < 0.0f ? -v : v;
-    return max(splat(0.0f), v) + log1p(exp(-magnitude));
+    return max(splat(0.0f), v) + log1p(exp(min(v, -v)));
 }
 
 static inline vf from_bf16(const char* p) {
@@ -111,6 +126,12 @@ static inline void store_row(char* p, int32_t type, int64_t count, const float* 
     char rest[W * 2];
     to_bf16(rest, load(in + i));  // rows of scratch are whole vectors
     memcpy(p + 2 * i, rest, static_cast<size_t>((count - i) * 2));
+}
+
+// Asks for the row that comes `ahead` positions later: rows lie a page or more apart, where the hardware does not look ahead.
+static inline void prefetch_row(const View& v, const char* row, int64_t ahead, int64_t count) {
+    const char* p = row + ahead * v.stride[1] * v.bytes();
+    for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i);
 }
 
 static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count * 4)); }

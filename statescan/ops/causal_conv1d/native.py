@@ -1,1 +1,109 @@
-"""Not written yet."""
+"""The causal convolution in C++: a stencil over rows, and where a timeline bends the past, a table of which rows each position meets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statescan.ops import native_gate as gate
+from statescan.ops.causal_conv1d import op
+from statescan.ops.native_gate import view
+
+MAX_TAPS = 16
+
+
+def _refuse(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor, reset: Tensor | None, mask: Tensor | None
+) -> str | None:  # fmt: skip
+    if weight.shape[1] > MAX_TAPS:
+        return f"there are {weight.shape[1]} taps; the native kernel takes up to {MAX_TAPS}"
+    return gate.refuse((torch.float32, torch.bfloat16), x=x, weight=weight, bias=bias, state=state)
+
+
+def _source(x: Tensor, taps: int, reset: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Room for the table of the rows that each position meets; a plain sequence needs none."""
+    if reset is None and mask is None:
+        return None
+    return torch.empty((x.shape[0], x.shape[1] + 1, taps), dtype=torch.int32)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None, mask: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    assert gate.module is not None
+    x, bias, state = gate.rows(x), gate.rows_or_none(bias), gate.rows(state)
+    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty(state.shape, dtype=x.dtype)
+    source = _source(x, weight.shape[1], reset, mask)
+    gate.module.causal_conv1d(
+        torch.get_num_threads(), silu, (*x.shape, weight.shape[1]), view(x), view(weight), view(bias), view(state), view(reset),
+        view(mask), view(source), view(y), view(last),
+    )  # fmt: skip
+    return y, last
+
+
+def _backward(
+    gy: Tensor, glast: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, reset: Tensor | None,
+    mask: Tensor | None, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, weight, bias (empty if there is none) and state."""
+    assert gate.module is not None
+    x, bias, state, gy, glast = gate.rows(x), gate.rows_or_none(bias), gate.rows(state), gate.rows(gy), gate.rows_or_none(glast)
+    outputs = [gate.like(t) for t in (x, weight, bias, state)]
+    taps = weight.shape[1]
+    part = torch.empty(x.shape[0], taps + 1, x.shape[2])
+    source = _source(x, taps, reset, mask)
+    gate.module.causal_conv1d_backward(
+        torch.get_num_threads(), silu, (*x.shape, taps), view(x), view(weight), view(bias), view(state), view(reset), view(mask),
+        view(source), view(gy), view(glast), *map(view, outputs), view(part),
+    )  # fmt: skip
+    gx, gweight, gbias, gstate = (gate.or_empty(t) for t in outputs)
+    return gx, gweight, gbias, gstate
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(state.shape)
+
+
+def _fake_backward(
+    gy: Tensor, glast: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return gate.fake_like(x, x), gate.fake_like(weight, x), gate.fake_like(bias, x), gate.fake_like(state, x)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.silu = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, gy: Tensor | None, glast: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, state, reset, mask = ctx.saved_tensors
+    if gy is None:
+        gy = torch.zeros_like(x)
+    gx, gweight, gbias, gstate = _conv_backward(gy, glast, x, weight, bias, state, reset, mask, ctx.silu)
+    return gx, gweight, None if bias is None else gbias, gstate, None, None, None
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? reset, Tensor? mask, bool silu"
+_conv, _conv_backward = gate.register(
+    "causal_conv1d",
+    f"({_INPUTS}) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    f"(Tensor gy, Tensor? glast, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    _setup,
+    _gradients,
+)
+
+
+@op.implementation("native", _refuse)
+def native(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor, reset: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y (B, L, E) and the last K - 1 existing inputs (B, K-1, E)."""
+    arguments = (x, weight.float(), gate.floats(bias), state, reset, mask, activation == "silu")
+    return _forward(*arguments) if gate.direct(*arguments[:-1]) else _conv(*arguments)
