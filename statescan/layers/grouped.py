@@ -27,10 +27,12 @@ class GroupedLinear(Dynamic):
         self.bias = nn.Parameter(torch.zeros(groups, out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is not None and (not x.dtype == self.weight.dtype == self.bias.dtype or torch.is_autocast_enabled(x.device.type)):
-            product = self.product(x, None)
-            return product.to(state_dtype(product)) + self.bias
-        return self.product(x, self.bias)
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
+        if self.bias is None or (x.dtype == self.weight.dtype == self.bias.dtype and not autocast):
+            return self.product(x, self.bias)
+        product = self.product(x, None)
+        return product.to(state_dtype(product)) + self.bias
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The matrix products, with a bias of the weight's own dtype."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import statescan
 from statescan import Spec, create_model, list_models
@@ -47,6 +48,24 @@ def test_parameter_counts(name: str) -> None:
     model = create_model(name, device="meta")
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name] == models[name].parameters
     assert models[name].options["input_size"] == (3, 224, 224)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_multiply_adds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the authors' convention: matrix products and convolutions, and 9 B L E N + B L E a scan. Their figures are rounded, and count some
+    elementwise work."""
+    scans = 0
+
+    def scan(x: Tensor, delta: Tensor, A: Tensor, *_: Tensor, delta_softplus: bool) -> Tensor:
+        nonlocal scans
+        scans += x.numel() * (9 * A.shape[1] + 1)
+        return x
+
+    monkeypatch.setattr("statescan.mixers.ss2d.selective_scan", scan)
+    model = create_model(name, device="meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *models[name].options["input_size"], device="meta"))
+    assert counter.get_total_flops() / 2 + scans == pytest.approx(models[name].options["gmacs"] * 1e9, rel=0.02)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -131,6 +150,18 @@ def test_the_head_and_its_loss() -> None:
     soft = torch.eye(3)[target]
     assert torch.allclose(head.loss(scores, soft), by_hand)
     assert torch.allclose(head.loss(scores, target, 0.3), head.loss(scores, 0.7 * soft + 0.1))
+
+
+def test_shapes_can_be_asked_without_memory() -> None:
+    images = torch.empty(1, 3, 40, 40, device="meta")
+    assert create_model("vmamba-test", device="meta").backbone.stem(images).shape == (1, 10, 10, 8)
+    layer = create_model("vmamba-test", device="meta").backbone.stages[0].blocks[0].mixer
+    assert [t.shape for t in layer.select(torch.empty(1, 5, 4, 8, device="meta"))] == [
+        (1, 20, 32),
+        (1, 20, 32),
+        (1, 20, 4, 1),
+        (1, 20, 4, 1),
+    ]
 
 
 # -- starting values and training ---------------------------------------------------------------------------------------------------
