@@ -172,6 +172,45 @@ def test_generate_through_a_pipe(folder):
     assert done.stdout.endswith(b"\n")
 
 
+# -- train and eval -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("texts")
+    for i in range(3):
+        (path / f"{i}.txt").write_text(f"{i} little words and some more of them\n" * 40)
+    return path
+
+
+def test_train_from_a_file_then_resume_generate_and_eval(capsys, texts, tmp_path):
+    pytest.importorskip("accelerate")
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(f"model: {{name: mamba-tiny, vocab_size: 257}}\ndata: {texts}\nsteps: 2\nbatch_size: 2\nlength: 16\n")
+    assert main(["train", str(config), f"run={run}", "model.parts.M.d_state=4", "--quiet"]) == 0
+    assert "d_state: 4" in (run / "config.yaml").read_text()
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    capsys.readouterr()
+    assert generated(capsys, run, "a", "--max_new_tokens=3", "--seed=0")
+    assert main(["eval", str(run), str(texts)]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert "holds a run already" in fails(capsys, "train", config, "--run", run)
+
+
+def test_train_and_eval_on_what_is_not_text(capsys, folder, texts, tmp_path):
+    pytest.importorskip("accelerate")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "noise.txt").write_bytes(b"\xff\xfe\xfd")
+    start = ("mamba-tiny", "--model.vocab_size=257", "--run", tmp_path / "run")
+    for verb in (("train", *start, "--data"), ("eval", folder)):
+        assert "is empty" in fails(capsys, *verb, tmp_path / "empty.txt")
+        assert "is not UTF-8 text" in fails(capsys, *verb, tmp_path / "noise.txt")
+        assert "there is no file or folder" in fails(capsys, *verb, tmp_path / "nowhere")
+    assert "needs data, run" in fails(capsys, "train", "mamba-tiny")
+    assert "names a part 'Q'" in fails(capsys, "train", *start, "--data", texts, "--model.layers=Q*2")
+    assert "did you mean 'd_state'?" in fails(capsys, "train", *start, "--data", texts, "--model.parts.M.d_sate=2")
+
+
 # -- faults -----------------------------------------------------------------------------------------------------------------
 
 

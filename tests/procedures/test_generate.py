@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from generate_toys import Letters, Script, Toy
 
 from statescan import create_model
 from statescan import state as states
 from statescan.procedures.generate import Prefix, Stream, generate, prefill
 from statescan.procedures.sampling import Sampler, draw, keep_min_p, keep_top_k, keep_top_p, penalize_repetition, row_generators
 from statescan.procedures.text import TextStream
+from tests.procedures.generate_toys import Letters, Script, Toy
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +250,32 @@ def test_text_stream_with_a_tokenizer_that_treats_the_first_token_differently():
     assert stream.finish() == ""
 
 
+@pytest.mark.parametrize("kind", ["ByteLevel", "Metaspace", "ByteFallback"])
+def test_text_stream_equals_decoding_everything_with_the_tokenizers_library(kind):
+    tokenizers = pytest.importorskip("tokenizers")
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    text = ["naïve café, 水と火 😀😀 and plain words, words and more words"] * 3
+    if kind == "ByteFallback":
+        vocabulary = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}, "▁the": 257, "▁cat": 258, "s": 259}
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    else:
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = getattr(pre_tokenizers, kind)()
+        tokenizer.decoder = getattr(decoders, kind)()
+        alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "ByteLevel" else []
+        tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=320, show_progress=False, initial_alphabet=alphabet))
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 2, 7, 25):
+        for _ in range(10):
+            ids = torch.randint(0, tokenizer.get_vocab_size(), (n,), generator=generator).tolist()
+            stream = TextStream(tokenizer)
+            assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == tokenizer.decode(ids), ids
+
+
 def test_streams_of_a_batch_say_which_row():
     model = Toy(tokenizer=Letters())
     how = {"max_new_tokens": 7, "seed": 1}
@@ -343,6 +369,21 @@ def test_language_models(name, tmp_path):
     other = create_model("mamba2-tiny" if name == "mamba-tiny" else "mamba-tiny")
     with pytest.raises(ValueError, match="another model"):
         generate(model, [1], state=other.init_state(1))
+
+
+@pytest.mark.parametrize("name", ["mamba-tiny", "mamba2-tiny"])
+def test_greedy_equals_transformers(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from statescan.interop import export_pretrained
+
+    torch.manual_seed(8)
+    model = create_model(name)
+    export_pretrained(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(0, 61, (3, 7))
+    how = {"max_new_tokens": 12, "repetition_penalty": 1.3}
+    expected = theirs.generate(ids, do_sample=False, eos_token_id=None, pad_token_id=0, **how)[:, 7:]
+    assert generate(model, ids, do_sample=False, **how).tolist() == expected.tolist()
 
 
 # -- the model is left as it was --------------------------------------------------------------------------------------------
