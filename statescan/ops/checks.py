@@ -25,7 +25,8 @@ def broadcast_state(name: str, state: Tensor | None, shape: tuple[int, ...], dty
     """A state of the full shape: zeros for None, expanded over the batch if it lacks that axis."""
     if state is None:
         return torch.zeros(shape, dtype=dtype, device=device)
-    if tuple(state.shape) not in (shape, shape[1:]):
+    # By the number of axes first: comparing the batch with the next axis would tie a traced graph to the batch it was traced with.
+    if tuple(state.shape) != (shape if state.ndim == len(shape) else shape[1:]):
         raise ValueError(f"{name} must have shape {shape}; got {tuple(state.shape)}: is it the state of another layer or batch?")
     return state.to(dtype).expand(shape)
 
