@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from statescan.ops import checks
 from statescan.ops.causal_conv1d import causal_conv1d
 from statescan.ops.diagonal_scan import diagonal_scan
 from statescan.ops.selective_scan import selective_scan
@@ -55,7 +56,7 @@ def selective_scan_fn(
         A,
         inputs.repeat_interleave(groups // inputs.shape[2], dim=2),
         outputs.repeat_interleave(groups // outputs.shape[2], dim=2),
-        None if D is None else D.float(),
+        None if D is None else D.to(checks.state_dtype(u)),
         z=None if z is None else z.transpose(1, 2),
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
@@ -124,7 +125,8 @@ def mamba_chunk_scan_combined(
         chunk_size=chunk_size,
         return_state=True,
     )
-    out = y if z is None else (y.float() * F.silu(z.float())).to(y.dtype)
+    wide = checks.state_dtype(y)
+    out = y if z is None else (y.to(wide) * F.silu(z.to(wide))).to(y.dtype)
     results = [out]
     if return_final_states:
         results.append(last)
