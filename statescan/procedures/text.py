@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 _PARTIAL = "\ufffd"
-"""What a decoder writes for bytes that are not (yet) a character; an unfinished character at the end is exactly one of these."""
+"""What a decoder writes for bytes that are not (yet) a character. A tokenizer that falls back to bytes writes it for every byte of a run
+with an unfinished end, finished characters before it included: so text that ends in it is not to be trusted at all."""
+_PATIENCE = 16
+"""Tokens after which bytes that make no character are let through nevertheless, but for the last sign: it may be an unfinished one."""
 
 
 class Tokenizer(Protocol):
@@ -41,7 +44,7 @@ class TextStream:
         text = self.tokenizer.decode(self._ids)
         fresh = text[len(known) + self._taken :]
         if text.endswith(_PARTIAL):
-            fresh = fresh[:-1]
+            fresh = fresh[:-1] if len(self._ids) - self._known >= _PATIENCE else ""
             self._taken += len(fresh)
         else:
             self._ids, self._known, self._taken = self._ids[self._known :], len(self._ids) - self._known, 0
