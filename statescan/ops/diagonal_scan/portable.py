@@ -99,7 +99,7 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
 
 
 def scan_(a: Tensor, h: Tensor) -> None:
-    """In place: h holds b (and, in its first position, what comes from before) and becomes the solution. Shapes as above, ``a`` expanded."""
+    """In place: h holds b (and, in its first position, what comes from before) and becomes the solution. Shapes as above, `a` expanded."""
     length = h.shape[1]
     if length <= 2 * BLOCK or (h.device.type == "cpu" and h[:, 0].numel() >= WIDE):
         _one_by_one_(a, h, 1)
