@@ -74,7 +74,7 @@ def test_every_verb_has_help_with_types(verb, capsys):
 
 
 def test_wrong_names_are_met_with_the_nearest(capsys):
-    assert "no verb 'generat'; did you mean 'generate'?" in fails(capsys, "generat")
+    assert "no verb 'generatex'; did you mean 'generate'?" in fails(capsys, "generatex")
     assert "did you mean 'temperature'?" in fails(capsys, "generate", "x", "--temprature=1")
     assert "did you mean 'mamba-130m'?" in fails(capsys, "info", "mamba-13m")
     assert "did you mean" in fails(capsys, "models", "mamba-13m")
