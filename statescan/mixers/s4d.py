@@ -98,7 +98,6 @@ class S4D(CausalMixer):
     examples = (
         {"d_state": 8},
         {"d_state": 6, "init": "lin", "disc": "bilinear", "n_ssm": 2, "dt_tied": False, "dt_transform": "softplus", "final_act": "none"},
-        {"d_state": 4, "init": "inv", "disc": "dss", "l_max": 24, "learn_B": False, "bandlimit": 0.9},
     )
 
     def __init__(
@@ -136,7 +135,9 @@ class S4D(CausalMixer):
             raise ValueError(f"disc='dss' needs l_max, the positive length it normalises over, and nothing else takes one; got {l_max}")
         self.d_model, self.d_state, self.n_ssm = d_model, d_state, n_ssm
         self.disc, self.l_max, self.bandlimit, self.mode = disc, l_max, bandlimit, mode
-        self.dt_transform, self.real_transform, self.imag_transform = dt_transform, real_transform, imag_transform
+        self.dt_transform: dyn.Transform = dt_transform
+        self.real_transform: dyn.Transform = real_transform
+        self.imag_transform: dyn.Transform = imag_transform
         self.activation, self.final_act, self.dropout, self.tie_dropout = activation, final_act, dropout, tie_dropout
         self.holds_input = disc in ("zoh", "dss") and bandlimit is None  # type: ignore[misc] - depends on the discretisation
 
@@ -229,7 +230,7 @@ class S4D(CausalMixer):
     def system(self, interval: Tensor | float | None = None) -> System:
         """The discretised systems; an ``interval`` tensor broadcasts to (..., D, N/2)."""
         A, B, delta = self.continuous()
-        if self.disc == "dss":
+        if self.l_max is not None:
             # zoh with a particular B: the normaliser belongs to the layer, so an interval stretches time as it does for zoh
             B = B / torch.expm1(delta * A * self.l_max)
         if isinstance(interval, Tensor):
@@ -275,27 +276,26 @@ class S4D(CausalMixer):
     def _scan(self, u: Tensor, line: Timeline, h: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same through every state, a chunk at a time; a compiler, which must serve every length, sees one chunk."""
         batch, length, _ = u.shape
-        if h is None:
-            h = torch.zeros(batch, self.d_model, self.d_state // 2, dtype=_complex(u.dtype), device=u.device)
+        zeros = torch.zeros(batch, self.d_model, self.d_state // 2, dtype=_complex(u.dtype), device=u.device)
+        last = zeros if h is None else h
         if isinstance(line.interval, Tensor) and line.mask is not None:
             line = line._replace(interval=torch.where(line.mask, line.interval, 1))
         if torch.compiler.is_compiling():
-            return self._chunk(u, h, *line)
+            return self._chunk(u, last, *line)
         forced = dict(dispatch._forced)  # the backward pass recomputes under the implementations of this one
         outputs = []
         for start in range(0, length, SCAN_CHUNK):
             part = u[:, start : start + SCAN_CHUNK]
             line_part = line.slice(start, start + SCAN_CHUNK)
             if torch.is_grad_enabled() and length > SCAN_CHUNK:
-                y, h = checkpoint(
-                    self._chunk, part, h, *line_part, use_reentrant=False, preserve_rng_state=False,
+                y, last = checkpoint(
+                    self._chunk, part, last, *line_part, use_reentrant=False, preserve_rng_state=False,
                     context_fn=lambda: (nullcontext(), dispatch.implementation(**forced)),
                 )  # type: ignore[misc]  # fmt: skip
             else:
-                y, h = self._chunk(part, h, *line_part)
+                y, last = self._chunk(part, last, *line_part)
             outputs.append(y)
-        assert h is not None
-        return torch.cat(outputs, dim=1), h
+        return torch.cat(outputs, dim=1), last
 
     def _chunk(
         self, u: Tensor, h: Tensor, reset: Tensor | None, mask: Tensor | None, interval: Tensor | float | None
