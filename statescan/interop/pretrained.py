@@ -76,29 +76,38 @@ def save_pretrained(model: nn.Module, folder: PathLike, tokenizer: Any = None) -
     write_json(folder / "config.json", config)
 
 
-def export_pretrained(model: Any, folder: PathLike, format: Literal["transformers", "mamba_ssm"] = "transformers") -> None:
-    """Write a folder that transformers, or the original project, reads. Tensors are written as the model holds them, bit for bit.
+def export_pretrained(
+    model: Any,
+    folder: PathLike,
+    format: Literal["transformers", "mamba_ssm"] = "transformers",
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a folder that transformers, or the original project, reads.
 
-    What the target cannot express is a ValueError. Arguments of initialisation that the target does not have are left out.
+    Tensors are written bit for bit as the model holds them, or in ``dtype``. A checkpoint that was stored in bfloat16 throughout comes back
+    bit for bit with ``dtype=torch.bfloat16``: the model holds its dynamics in float32. What the target cannot express is a ValueError;
+    arguments of initialisation that the target does not have are left out.
     """
     folder = Path(folder)
-    if format == "transformers":
-        config = write_transformers(model)
-        tensors = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in _unshared(model).items()}
-        config["dtype"] = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    if format not in ("transformers", "mamba_ssm"):
+        raise ValueError(f"format must be 'transformers' or 'mamba_ssm'; got {format!r}")
+    hub = format == "transformers"
+    config = tagged_floats(write_transformers(model)) if hub else write_original(model)
+    tensors = {name: tensor.detach().cpu().to(dtype) for name, tensor in _unshared(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if hub:
+        config["dtype"] = str(tensors["backbone.embedding.weight"].dtype).removeprefix("torch.")
         eos = getattr(model.tokenizer, "eos_id", None)
         config.update({} if eos is None else {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})
-        folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    elif format == "mamba_ssm":
-        config = write_original(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "pytorch_model.bin") as temporary:
-            torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, temporary)
+        named = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in tensors.items()}
+        write_safetensors(folder / "model.safetensors", named, {"format": "pt"})
     else:
-        raise ValueError(f"format must be 'transformers' or 'mamba_ssm'; got {format!r}")
+        tied = {alias: tensors[name] for alias, name in _aliases(model).items()}  # its loader wants both names
+        with replacing(folder / "pytorch_model.bin") as temporary:
+            torch.save({**tensors, **tied}, temporary)
     _write_tokenizer(model.tokenizer, folder)
-    write_json(folder / "config.json", tagged_floats(config) if format == "transformers" else config)
+    write_json(folder / "config.json", config)
 
 
 def _locate(path_or_hub_id: PathLike) -> Path:

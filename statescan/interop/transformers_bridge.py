@@ -275,13 +275,13 @@ class StatescanForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.backbone.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.backbone.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.model.lm_head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:

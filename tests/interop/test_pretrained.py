@@ -150,6 +150,9 @@ def test_dynamics_stored_in_half_precision_are_held_in_float32(tmp_path: Path) -
     mixer = model.backbone.layers[0].mixer
     assert mixer.A_log.dtype == mixer.D.dtype == mixer.dt_bias.dtype == torch.float32
     assert mixer.in_proj.weight.dtype == torch.bfloat16
+    export_pretrained(model, tmp_path / "again", dtype=torch.bfloat16)
+    assert same_bits(weights(tmp_path), weights(tmp_path / "again"))
+    assert config(tmp_path / "again")["dtype"] == "bfloat16"
     assert from_pretrained(tmp_path, dtype=torch.float64).backbone.layers[0].mixer.A_log.dtype == torch.float64
 
 

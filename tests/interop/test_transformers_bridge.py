@@ -145,11 +145,9 @@ def test_greedy(model: Any, wrapped: Any, use_cache: bool) -> None:
     assert output[:, 7:].tolist() == [greedy(model, row, 8) for row in rows]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("chunk", [None, 4])
+# In the last chunk of a right-padded batch the shorter rows have no token, so it cannot say what follows them.
+@pytest.mark.parametrize(("side", "chunk"), [("left", None), ("left", 4), ("right", None)])
 def test_greedy_on_a_ragged_batch(model: Any, wrapped: Any, side: str, chunk: int | None) -> None:
-    if side == "right" and chunk is not None:
-        pytest.skip("the last chunk of a right-padded batch holds no token of the shorter rows, so it cannot say what follows them")
     rows, mask = ragged(side)
     output = wrapped.generate(rows, attention_mask=mask, max_new_tokens=6, do_sample=False, prefill_chunk_size=chunk, pad_token_id=0)
     for i in range(len(LENGTHS)):

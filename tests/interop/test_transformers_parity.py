@@ -113,6 +113,17 @@ def test_chunks_split_anywhere(pair: Pair, borders: list[int]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("implementation", ["reference", "portable"])
+def test_every_implementation(pair: Pair, implementation: str) -> None:
+    """The other tests run what dispatch chooses: the compiled kernels where there are any."""
+    rows = ids(19, rows=2)
+    with ss.implementation(implementation):
+        first, state = pair.ours.scan(rows[:, :12])
+        second, _ = pair.ours.scan(rows[:, 12:], state)
+    close(torch.cat([first, second], dim=1), torch.stack([oracle(pair.theirs, row) for row in rows]))
+
+
+@torch.no_grad()
 def test_prefill_and_twelve_steps(pair: Pair) -> None:
     rows = ids(19, rows=2)
     expected = torch.stack([oracle(pair.theirs, row) for row in rows])

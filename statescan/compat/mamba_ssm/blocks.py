@@ -143,7 +143,7 @@ class Mamba(mixers.Mamba):
     ) -> tuple[Tensor, Tensor]:
         """Zeros: conv_state (B, E, K), ssm_state (B, E, N). Further arguments are accepted, as in the original, and mean nothing."""
         weight = self.conv1d.weight
-        where = {"device": weight.device, "dtype": weight.dtype if dtype is None else dtype}
+        where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype if dtype is None else dtype}
         shape = (batch_size, self.d_inner)
         return torch.zeros(*shape, self.d_conv, **where), torch.zeros(*shape, self.d_state, **where)
 
@@ -254,7 +254,7 @@ class Mamba2(mixers.Mamba2):
     ) -> tuple[Tensor, Tensor]:
         """Zeros: conv_state (B, E + 2 G N, K), ssm_state (B, H, P, N). Further arguments are accepted, as in the original."""
         weight = self.conv1d.weight
-        where = {"device": weight.device, "dtype": weight.dtype if dtype is None else dtype}
+        where: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype if dtype is None else dtype}
         conv_state = torch.zeros(batch_size, self.d_conv, weight.shape[0], **where).transpose(1, 2)
         return conv_state, torch.zeros(batch_size, self.nheads, self.headdim, self.d_state, **where)
 
