@@ -13,7 +13,7 @@ enum Type : int32_t { kFloat = 0, kBFloat16 = 1, kBool = 2, kComplex = 3 };
 struct View {
     char* data = nullptr;
     int32_t type = kFloat;
-    int64_t stride[4] = {0, 0, 0, 0};
+    int64_t stride[5] = {0, 0, 0, 0, 0};
 
     STATESCAN_INLINE explicit operator bool() const { return data != nullptr; }
     STATESCAN_INLINE int64_t bytes() const { return type == kFloat ? 4 : type == kBFloat16 ? 2 : type == kComplex ? 8 : 1; }

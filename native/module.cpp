@@ -21,7 +21,7 @@ template <> struct type_caster<View> {
         if (!PyTuple_Check(tuple)) return false;
         const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
         if (size == 0) return true;
-        if (size < 2 || size > 6) return false;
+        if (size < 2 || size > 7) return false;
         value.data = reinterpret_cast<char*>(PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(tuple, 0)));
         value.type = static_cast<int32_t>(PyLong_AsLong(PyTuple_GET_ITEM(tuple, 1)));
         for (Py_ssize_t i = 2; i < size; ++i) value.stride[i - 2] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
