@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from statescan.mixers.mamba import Mamba
 from statescan.protocols import Bus, CausalMixer, Mixer
 from statescan.registry import register
+from statescan.spec import Spec
 from statescan.timeline import Timeline, hide
 
 
@@ -33,7 +35,7 @@ class Bidirectional(Mixer):
     Shapes: (B, L, *space, D) -> the same. No state: every output depends on the whole sequence.
     """
 
-    examples = ({"mixer": "Mamba"}, {"mixer": "Mamba", "merge": "gate", "tied": True})
+    examples = ({"mixer": Spec(Mamba)}, {"mixer": Spec(Mamba, d_state=4), "merge": "concat"})
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Bidirectional(Mixer):
         # capabilities are those of the mixer inside
         self.has_time = self.ahead.has_time  # type: ignore[misc]
         self.batch_dependent = self.ahead.batch_dependent  # type: ignore[misc]
+        self.gathers_documents = self.ahead.gathers_documents  # type: ignore[misc]
         self.space_ndim = self.ahead.space_ndim  # type: ignore[misc]
         self.reads = self.ahead.reads  # type: ignore[misc]
 
