@@ -10,6 +10,7 @@ import torch
 from statescan import routes
 from statescan.protocols import Route
 from statescan.routes import parse_route
+from statescan.routes._template import Template
 from statescan.routes.base import inverse_of, tables
 from statescan.routes.grid import cells
 
@@ -257,6 +258,18 @@ def test_split_and_merge_compile_with_dynamic_shapes() -> None:
         same = compiled(x)
         assert torch.equal(same, fn(x))
         assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in (same, fn(x))))
+
+
+@pytest.mark.parametrize("space", GRIDS)
+def test_the_template_is_a_route_once_it_is_named(space: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(routes.routes, Template.name, Template)
+    route = parse_route("reverse(reverse(template))")
+    order = route.order(space)
+    assert torch.equal(route.inverse(space)[order], torch.arange(math.prod(space)))
+    i, j = order // space[1], order % space[1]
+    assert ((i + j).diff() >= 0).all()
+    x = torch.randn(1, *space, 2)
+    assert torch.equal(routes.scatter(routes.gather(x, route), route, space), x)
 
 
 def test_an_object_of_ones_own_is_a_route() -> None:
