@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 import signal
 import threading
@@ -134,9 +135,7 @@ class Training:
                     progress.pause()
                 if stop and not end:
                     progress.close()
-                    raise Interrupted(
-                        f"stopped after step {self.step}; continue with: statescan train {self.folder.path / 'config.yaml'} --resume"
-                    )
+                    raise Interrupted(f"stopped after step {self.step}; continue with: statescan train --resume {self.folder.path}")
         progress.close()
         return self._finish(progress)
 
@@ -301,9 +300,13 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError(f"model must be a Spec: Spec(LanguageModel, ...), or find_model(name).spec; got {options['model']!r}")
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     """The options as YAML can hold them, every default of the model written out."""
-    return {k: v.to_dict() if isinstance(v, Spec) else list(v) if isinstance(v, tuple) else v for k, v in options.items() if k != "resume"}
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items() if key != "resume"}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return _plain(value.to_dict()) if isinstance(value, Spec) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _seed(seed: int) -> None:

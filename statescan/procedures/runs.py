@@ -3,7 +3,7 @@
 ::
 
     run/
-      config.yaml        every option of the run, resolved: `statescan train run/config.yaml --resume` continues it
+      config.yaml        every option of the run, resolved: `statescan train --resume run` continues it
       environment.json   versions and the machine
       metrics.csv        one row a log or evaluation
       curve.png          bits per byte against tokens
@@ -45,7 +45,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if file.is_file() and not resume:
             raise ValueError(
-                f"{self.path} holds a run already: continue it with `statescan train {file} --resume`, or choose another folder"
+                f"{self.path} holds a run already: continue it with `statescan train --resume {self.path}`, or choose another folder"
             )
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: the run needs a folder")
