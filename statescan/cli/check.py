@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 
 def run(what: Literal["parity", "laws"], model: str) -> None:
-    """Check a model, and say where it first goes wrong.
+    """Check a model, and say where it first goes wrong; the exit code is 1 if it does.
 
     Args:
         what: parity (whole == chunks == steps, for the whole model, then block by block) or laws (the contract, on every implementation)
@@ -17,8 +18,12 @@ def run(what: Literal["parity", "laws"], model: str) -> None:
     _, net = find(model)
     if what == "laws":
         from statescan.testing import check_model
+        from statescan.testing.run import stir
 
-        check_model(net)
+        try:
+            check_model(stir(net))
+        except AssertionError:  # the report has been printed
+            sys.exit(1)
         return
     from statescan.analysis.parity import parity
 

@@ -114,6 +114,25 @@ def test_cite(capsys, folder):
     assert "gu2023mamba" in capsys.readouterr().out
 
 
+def test_check_laws_reports_and_fails_with_1(capsys, monkeypatch):
+    import statescan.testing as testing
+
+    def laws(model):
+        return testing.run.check_model(model, laws=[3], dtype=torch.float64)
+
+    monkeypatch.setattr(testing, "check_model", laws)
+    assert main(["check", "laws", "mamba-tiny"]) == 0
+    assert "0 failed" in capsys.readouterr().out
+
+    def broken(model):
+        raise AssertionError("law 3")
+
+    monkeypatch.setattr(testing, "check_model", broken)
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "laws", "mamba-tiny"])
+    assert stop.value.code == 1
+
+
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
