@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from statescan.data import find_files, split_documents
+from statescan.data import split_documents
 from statescan.data.sources import read_documents
 from statescan.interop.pretrained import from_pretrained
 from statescan.procedures.generate import generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -223,7 +224,7 @@ def test_a_run_is_continued_as_it_was_begun(text: Path, tmp_path: Path, monkeypa
         file.write_text(f"something else {file.name}\n")
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": str(other)}))
-    with pytest.raises(ValueError, match="is not what .* was trained on"):
+    with pytest.raises(ValueError, match=r"is not what .* was trained on"):
         resume(str(run), quiet=True)
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "learning": 1}))
     with pytest.raises(ValueError, match="an option 'learning' that train does not have"):
@@ -243,7 +244,7 @@ def test_curve_without_matplotlib_is_said_once(tmp_path: Path, monkeypatch: pyte
 def test_the_schedule() -> None:
     factors = [warmup_cosine(step, 100, 10, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
-    assert all(a > b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[9:]))
     assert factors[-1] == pytest.approx(0.1)
     assert factors[54] == pytest.approx(0.55)
     assert warmup_cosine(0, 1, 0, 0.0) == pytest.approx(0.0)
