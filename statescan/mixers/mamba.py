@@ -63,6 +63,7 @@ class Mamba(CausalMixer):
     has_time = True
     dynamics = ("A_log", "D")
     residual_outputs = ("out_proj",)
+    examples = ({}, {"d_state": 5, "d_conv": 1, "expand": 1.5, "bias": True, "conv_bias": False})
 
     def __init__(
         self,

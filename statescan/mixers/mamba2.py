@@ -71,6 +71,11 @@ class Mamba2(CausalMixer):
     has_time = True
     dynamics = ("A_log", "D", "dt_bias", "init_states")
     residual_outputs = ("out_proj",)
+    examples = (
+        {"d_state": 16, "headdim": 8, "ngroups": 2},
+        {"d_state": 7, "headdim": 16, "d_conv": 3, "D_has_hdim": True, "rmsnorm": False, "bias": True, "chunk_size": 4,
+         "learnable_init_states": True},
+    )  # fmt: skip
 
     def __init__(
         self,

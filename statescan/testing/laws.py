@@ -233,9 +233,9 @@ def _expect_flow(subject: Subject, mode: Mode) -> None:
     x = subject.inputs(2, 5, mode.dtype)
     if x.is_floating_point():
         x.requires_grad_()
-    leaves = {name: leaf for name, leaf in state_fields(state).items() if leaf.requires_grad}
+    leaves = {name: leaf for name, leaf in state_fields(state).items() if leaf.requires_grad and leaf.numel()}
     y, last = subject.call(module, x, None, state)
-    outgoing = {name: leaf for name, leaf in state_fields(last).items() if leaf.is_floating_point()}
+    outgoing = {name: leaf for name, leaf in state_fields(last).items() if leaf.is_floating_point() and leaf.numel()}
     for name, leaf in outgoing.items():
         if not leaf.requires_grad:
             raise LawError(f"the outgoing {name} is detached: no gradient leaves through it")

@@ -66,7 +66,8 @@ def check_mixer(
     elif isinstance(target, nn.Module):
         cases = [(type(target).__name__, lambda: target)]
     else:
-        cases = [(repr(target) if isinstance(target, Spec) else getattr(target, "__name__", "layer"), lambda: target(d_model))]
+        made = target(d_model)
+        cases = [(_label(type(made).__name__, getattr(target, "keywords", None) or getattr(target, "arguments", {})), lambda: made)]
     total = Report(cases[0][0] if len(cases) == 1 else target.__name__)  # type: ignore[union-attr]
     for name, build in cases:
         module = build()
