@@ -9,7 +9,7 @@ from statescan import models, ops, state
 from statescan.backbones import FlatBackbone, Pyramid
 from statescan.heads import Classifier, LanguageModel
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
-from statescan.mixers import SS2D, Mamba, Mamba2
+from statescan.mixers import S4D, SS2D, Bidirectional, Mamba, Mamba2
 from statescan.ops.dispatch import explain, implementation
 from statescan.parameters import parameter_groups
 from statescan.procedures.generate import Prefix, generate, prefill
@@ -21,7 +21,9 @@ from statescan.timeline import Timeline
 __version__ = "0.1.0"
 
 __all__ = [
+    "S4D",
     "SS2D",
+    "Bidirectional",
     "CausalMixer",
     "Classifier",
     "FlatBackbone",
