@@ -99,8 +99,8 @@ struct DiagonalScanGrad {
     DiagonalScan forward;
     View previous;  // temporary int32 (B, L) or absent: see diagonal_scan.cpp
     View gh, glast;
-    View ga, gb, gstate, greset;
-    View part_a;
+    View gb, gstate, greset;
+    View part_a;  // (B, L or 1, M): the gradient of a before the sum over what it is broadcast over; float or complex
 };
 
 struct Kernels {

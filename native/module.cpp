@@ -164,9 +164,9 @@ NB_MODULE(_native, m) {
         kernels.diagonal_scan(f);
     });
     m.def("diagonal_scan_backward", [](int threads, nb::tuple s, V a, V b, V state, V reset_to, V reset, V mask, V h, V previous, V gh,
-                                       V glast, V ga, V gb, V gstate, V greset, V part_a) {
+                                       V glast, V gb, V gstate, V greset, V part_a) {
         const statescan::DiagonalScanGrad f{diagonal_scan(threads, s, a, b, state, reset_to, reset, mask, h, {}), previous, gh, glast,
-                                            ga, gb, gstate, greset, part_a};
+                                            gb, gstate, greset, part_a};
         NOGIL;
         kernels.diagonal_scan_backward(f);
     });

@@ -63,7 +63,8 @@ void within(GradChunk& c, int64_t count) {
             const vf e = decay(s, t, j), d = load(s.d + j), g = load(G);
             const vi some = e != splat(0);
             const vf se = some ? e * load(c.S + t * T + j) : splat(0), gm = some ? g : splat(0);
-            const vf m = se * d, q = gm * m;
+            const vi earlier = load(s.index + j) < splat(s.index[t]);  // on the diagonal nothing has decayed
+            const vf m = se * d, q = earlier ? gm * m : splat(0);
             store(M, m);
             store(G, gm * e * d);
             store(c.gd + j, load(c.gd + j) + gm * se);
@@ -157,7 +158,7 @@ void head_chunk(const SsdGrad& a, const SsdTile& tile, GradChunk& c, int64_t i, 
     scale_rows(c.C, s.from_state, count, np, c.scaled);
     multiply(Shape::full, n, pp, count, c.scaled, 1, np, c.gY, pp, gstate, pp);
 
-    double later = 0;
+    double later = 0, gA = 0;
     const double A = *f.A.f(head);
     float gate[T];  // slope of the positive step over the raw one; the bounds of the clamp still pass
     for (int64_t t = 0; t < T; t += W) {
@@ -170,7 +171,7 @@ void head_chunk(const SsdGrad& a, const SsdTile& tile, GradChunk& c, int64_t i, 
         float out[W] = {};
         if (f.line.exists(b, t0 + t)) {
             const float gd = c.gd[t] + static_cast<float>(A * later);
-            c.gA[i] += static_cast<float>(s.d[t] * later);
+            gA += s.d[t] * later;
             c.interval[t] += gd * s.positive[t];
             out[0] = gd * f.line.time(b, t0 + t) * gate[t];
             c.gbias[i] += out[0];
@@ -180,6 +181,7 @@ void head_chunk(const SsdGrad& a, const SsdTile& tile, GradChunk& c, int64_t i, 
         store_row(a.gdelta.at(b, t0 + t, head), a.gdelta.type, 1, out);
         store_row(a.gx.at(b, t0 + t, head), a.gx.type, f.p, c.gX + t * pp);
     }
+    c.gA[i] += static_cast<float>(gA);
 }
 
 void run(const void* context, int64_t index, char* scratch) {
