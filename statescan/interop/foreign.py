@@ -87,12 +87,10 @@ _INITIAL = ("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_
 def read_transformers(config: Mapping[str, Any], where: str) -> Spec[Any]:
     """The Spec of a model that transformers wrote."""
     kind = config["model_type"]
-    if kind not in TRANSFORMERS:
+    if not isinstance(kind, str) or kind not in TRANSFORMERS:
         raise ValueError(f"{where}: model_type {kind!r} cannot be read{nearest(str(kind), TRANSFORMERS)}")
     dialect = TRANSFORMERS[kind]
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if not isinstance(config.get(name), int):
-            raise ValueError(f"{where}: {name} must be an integer; got {config.get(name)!r}")
+    _numbers(config, where, ("vocab_size", "hidden_size", "num_hidden_layers"), ("expand", "head_dim"))
     known = {*_MODEL, *dialect.mixer, *_FIXED, *_HARMLESS, *_sizes(config), "num_hidden_layers"}
     for name in config:
         if name not in known and not name.startswith("_"):
@@ -104,7 +102,7 @@ def read_transformers(config: Mapping[str, Any], where: str) -> Spec[Any]:
         if name in config and config[name] != value:
             raise ValueError(f"{where}: {name}={config[name]!r} contradicts the other sizes, which make it {value}")
     given = {**dialect.absent, **config}
-    mixer = {ours: _value(theirs, given[theirs]) for theirs, ours in dialect.mixer.items() if theirs in given}
+    mixer = {ours: _value(given[theirs]) for theirs, ours in dialect.mixer.items() if theirs in given}
     model = {ours: given[theirs] for theirs, ours in _MODEL.items() if theirs in given}
     return _spec(where, dialect.part, mixer, config["num_hidden_layers"], model)
 
@@ -156,16 +154,17 @@ def read_original(config: Mapping[str, Any], where: str) -> Spec[Any]:
     for name, value in _ORIGINAL_FIXED.items():
         if (config.get(name) or value) != value or config.get(name, value) is False:
             raise ValueError(f"{where}: {name} must be {value!r}; got {config[name]!r}, which is not supported")
-    for name in ("d_model", "n_layer", "vocab_size"):
-        if not isinstance(config.get(name), int):
-            raise ValueError(f"{where}: {name} must be an integer; got {config.get(name)!r}")
-    arguments = dict(config.get("ssm_cfg") or {})
+    _numbers(config, where, ("d_model", "n_layer", "vocab_size"), ("pad_vocab_size_multiple",))
+    arguments = config.get("ssm_cfg") or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{where}: ssm_cfg must be an object; got {arguments!r}")
+    arguments = dict(arguments)
     layer = arguments.pop("layer", "Mamba1")
-    if layer not in _ORIGINAL_PARTS:
+    if not isinstance(layer, str) or layer not in _ORIGINAL_PARTS:
         raise ValueError(f"{where}: ssm_cfg.layer {layer!r} cannot be read{nearest(str(layer), _ORIGINAL_PARTS)}")
     if layer == "Mamba2":
         arguments.setdefault("headdim", 64)
-    mixer = {name: _value(name, value) for name, value in arguments.items() if name not in _KERNEL_OPTIONS}
+    mixer = {name: _value(value) for name, value in arguments.items() if name not in _KERNEL_OPTIONS}
     model = {ours: config[theirs] for theirs, ours in _ORIGINAL.items() if theirs in config}
     multiple = config.get("pad_vocab_size_multiple", 8)
     model["vocab_size"] = math.ceil(config["vocab_size"] / multiple) * multiple
@@ -229,10 +228,18 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"intermediate_size": inner, "d_inner": inner, "d_model": width, "n_layer": depth, **heads}
 
 
-def _value(name: str, value: Any) -> Any:
-    if name in ("time_step_limit", "dt_limit", "A_init_range"):
-        return tuple(float(v) for v in value)
-    return value
+def _numbers(config: Mapping[str, Any], where: str, required: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    """Sizes that are calculated with: positive, and whole where they must be there."""
+    for name in (*required, *optional):
+        value = config.get(name, None if name in required else 1)
+        kinds = (int,) if name in required else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ValueError(f"{where}: {name} must be a positive {'integer' if name in required else 'number'}; got {value!r}")
+
+
+def _value(value: Any) -> Any:
+    """Their lists are our tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _spec(where: str, part: str, mixer: Mapping[str, Any], depth: int, model: Mapping[str, Any]) -> Spec[Any]:

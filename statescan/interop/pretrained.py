@@ -139,7 +139,7 @@ def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
         if config.get("version") != VERSION:
             raise ValueError(f"{where} has version {config.get('version')!r}; this release reads version {VERSION}: upgrade statescan")
         try:
-            spec = Spec.from_dict(config.get("model") or {})
+            spec = Spec.from_dict(config.get("model") or {}).resolved()
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         bridged = bool(config.get("architectures"))  # saved through the transformers bridge, whose model wraps ours as ``model``
@@ -155,8 +155,12 @@ def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
 
 def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path) -> Any:
     """Build without memory, check, and put the tensors in."""
-    with torch.device("meta"):
-        model = spec()
+    try:
+        with torch.device("meta"):
+            model = spec()
+    except (TypeError, ArithmeticError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{where / 'config.json'} describes no {spec.name} that can be built: {reason}") from error
     aliases = _aliases(model)
     for alias, name in aliases.items():
         if alias in tensors and name in tensors and not torch.equal(tensors[alias], tensors[name]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -380,7 +381,7 @@ def test_our_config_is_checked(folder: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'; got 'gelu'"),
         ({"state_sise": 3}, "state_sise=3 is an option that is not known here; did you mean 'state_size'"),
         ({"attention_window": 3}, "attention_window=3 is an option that is not known here"),
-        ({"hidden_size": None}, "hidden_size must be an integer"),
+        ({"hidden_size": None}, "hidden_size must be a positive integer; got None"),
         ({"intermediate_size": 65}, "intermediate_size=65 contradicts the other sizes, which make it 64"),
         ({"state_size": "8"}, "Mamba.d_state must be int; got '8'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config must be None"),
@@ -410,6 +411,43 @@ def test_an_original_config_is_checked(tmp_path: Path, changes: dict[str, Any], 
     rewrite(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("target", [None, "transformers", "mamba_ssm"])
+def test_no_value_of_any_key_does_worse_than_a_clear_error(model: Any, tmp_path: Path, target: Any) -> None:
+    """Every key of every kind of config.json, at values that make no sense there: read, or a ValueError in one line."""
+    if target is None:
+        save_pretrained(model, tmp_path)
+    else:
+        export_pretrained(model, tmp_path, format=target)
+    original = config(tmp_path)
+
+    def paths(data: dict[str, Any], prefix: tuple[str, ...] = ()) -> Any:
+        for key, value in data.items():
+            yield (*prefix, key)
+            if isinstance(value, dict):
+                yield from paths(value, (*prefix, key))
+
+    refused = 0
+    for path in paths(original):
+        for value in (None, -1, 0, "x", []):
+            data = json.loads(json.dumps(original))
+            *parents, leaf = path
+            place = data
+            for key in parents:
+                place = place[key]
+            place[leaf] = value
+            (tmp_path / "config.json").write_text(json.dumps(data))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    from_pretrained(tmp_path)
+                except ValueError as error:
+                    refused += 1
+                    assert "\n" not in str(error), (path, value)  # noqa: PT017
+                except Exception as error:
+                    raise AssertionError(f"{'.'.join(path)}={value!r} raises {type(error).__name__}: {error}") from error
+    assert refused > 40
 
 
 def test_first_released_configs_are_read(tmp_path: Path) -> None:
