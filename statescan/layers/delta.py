@@ -26,7 +26,9 @@ class DeltaProjection(nn.Linear, Dynamic):
     dynamics = ("bias",)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not torch.is_autocast_enabled(input.device.type)):
+        device = input.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
+        if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not autocast):
             return F.linear(input, self.weight, self.bias)
         product = F.linear(input, self.weight)
         return product.to(state_dtype(product)) + self.bias
