@@ -15,12 +15,12 @@ struct GradChunk {
     float *state, *turned;                                 // (N, Pp), (P, Np)
     float *origin, *gstate, *greset;                       // (heads, N, Pp)
     float *gA, *gbias, *gD;                                // (heads,), (heads,), (heads, Pp)
-    float *gd, *column, *interval;                         // (T,)
-    double *gsum;                                          // (T,): of the running sum of d A
+    float *gd, *interval;                                  // (T,)
+    double *gsum, *column;                                 // (T,): of the running sum of d A
     Steps steps;
 
     static int64_t bytes(int64_t np, int64_t pp) {
-        return 4 * (7 * T * np + 4 * T * pp + 3 * T * T + 2 * np * pp + 3 * kHeads * np * pp + 2 * kHeads + kHeads * pp + 5 * T +
+        return 4 * (7 * T * np + 4 * T * pp + 3 * T * T + 2 * np * pp + 3 * kHeads * np * pp + 2 * kHeads + kHeads * pp + 6 * T +
                     Steps::kRows * T) + 64 * 48;
     }
     GradChunk(Arena& arena, const Ssd& a) : np(ceil_to(a.n, W)), pp(ceil_to(a.p, W)) {
@@ -31,8 +31,9 @@ struct GradChunk {
         state = arena.floats(np * pp); turned = arena.floats(np * pp);
         origin = arena.floats(kHeads * np * pp); gstate = arena.floats(kHeads * np * pp); greset = arena.floats(kHeads * np * pp);
         gA = arena.floats(kHeads); gbias = arena.floats(kHeads); gD = arena.floats(kHeads * pp);
-        gd = arena.floats(T); column = arena.floats(T); interval = arena.floats(T);
+        gd = arena.floats(T); interval = arena.floats(T);
         gsum = reinterpret_cast<double*>(arena.floats(2 * T));
+        column = reinterpret_cast<double*>(arena.floats(2 * T));
         steps.take(arena);
     }
 };
@@ -48,11 +49,14 @@ void add_rows(const float* in, const float* by, int64_t count, int64_t width, fl
         for (int64_t i = 0; i < width; i += W) store(out + t * width + i, load(out + t * width + i) + load(in + t * width + i) * by[t]);
 }
 
-// The products inside the chunk: M, its gradient's parts G (of S), gd and gsum.
+typedef double vd __attribute__((vector_size(W * 8)));
+
+// The products inside the chunk: M, its gradient's parts G (of S), gd and gsum. What a row adds to gsum, columns
+// take away again, so these sums are in double precision.
 void within(GradChunk& c, int64_t count) {
     const Steps& s = c.steps;
     for (int64_t t = 0; t < count; ++t) {
-        vf row = splat(0);
+        vd row = {};
         for (int64_t j = 0; j < T; j += W) {
             float *M = c.M + t * T + j, *G = c.G + t * T + j;
             if (j > t) {
@@ -68,10 +72,14 @@ void within(GradChunk& c, int64_t count) {
             store(M, m);
             store(G, gm * e * d);
             store(c.gd + j, load(c.gd + j) + gm * se);
-            store(c.column + j, load(c.column + j) + q);
-            row += q;
+            const vd exact = __builtin_convertvector(q, vd);
+            vd column;
+            memcpy(&column, c.column + j, sizeof column);
+            column += exact;
+            memcpy(c.column + j, &column, sizeof column);
+            row += exact;
         }
-        c.gsum[t] += sum(row);
+        for (int64_t l = 0; l < W; ++l) c.gsum[t] += row[l];
     }
     for (int64_t t = 0; t < count; ++t) c.gsum[t] -= c.column[t];
 }
@@ -102,8 +110,7 @@ void head_chunk(const SsdGrad& a, const SsdTile& tile, GradChunk& c, int64_t i, 
     zero(c.state, n * pp);
     for (int64_t j = 0; j < n; ++j) memcpy(c.state + j * pp, f.chunks.f(b, t0 / T, head, j), static_cast<size_t>(f.p * 4));
     zero(c.gd, T);
-    zero(c.column, T);
-    for (int64_t t = 0; t < T; ++t) c.gsum[t] = 0;
+    for (int64_t t = 0; t < T; ++t) c.gsum[t] = c.column[t] = 0;
 
     zero(c.Xt, pp * T);
     transpose(c.X, count, f.p, pp, c.Xt, T);

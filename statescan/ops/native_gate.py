@@ -173,9 +173,7 @@ def register(
     op.register_autograd(gradients, setup_context=lambda ctx, inputs, output: setup(ctx, inputs, output))
 
     def second(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(
-            f"the native {name} has no second derivative: run it inside `with statescan.implementation({name}='portable')`"
-        )
+        raise RuntimeError(f"the native {name} has no second derivative: run it inside `with statescan.implementation({name}='portable')`")
 
     op_backward.register_autograd(second, setup_context=lambda ctx, inputs, output: None)
     return op, op_backward

@@ -1,0 +1,159 @@
+"""Native kernels against the float64 reference: values, last state and every gradient by name, at odd shapes, with a timeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import native_cases as cases
+from statescan.ops import native_gate as gate
+
+pytestmark = [pytest.mark.native, pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))]
+
+F, C = torch.float32, torch.complex64
+SOFTPLUS = {"delta_softplus": True}
+CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "scan one of all": ("selective_scan", lambda: cases.selective_inputs(1, 1, 1, 1, 1), SOFTPLUS),
+    "scan L2": ("selective_scan", lambda: cases.selective_inputs(2, 2, 9, 3, 1), SOFTPLUS),
+    "scan groups": ("selective_scan", lambda: cases.selective_inputs(2, 7, 12, 3, 2), SOFTPLUS),
+    "scan two tiles": ("selective_scan", lambda: cases.selective_inputs(2, 130, 72, 16, 1), SOFTPLUS),
+    "scan N5": ("selective_scan", lambda: cases.selective_inputs(1, 65, 200, 5, 1), SOFTPLUS),
+    "scan N64": ("selective_scan", lambda: cases.selective_inputs(3, 65, 66, 64, 2), SOFTPLUS),
+    "conv one tap": ("causal_conv1d", lambda: cases.conv_inputs(2, 5, 3, 1), {}),
+    "conv L2": ("causal_conv1d", lambda: cases.conv_inputs(2, 2, 5, 4), {"activation": "silu"}),
+    "conv L130": ("causal_conv1d", lambda: cases.conv_inputs(2, 130, 172, 4), {"activation": "silu"}),
+    "conv eight taps": ("causal_conv1d", lambda: cases.conv_inputs(3, 65, 33, 8), {}),
+    "ssd one of all": ("ssd", lambda: cases.ssd_inputs(1, 1, 1, 1, 1, 1), SOFTPLUS),
+    "ssd L2": ("ssd", lambda: cases.ssd_inputs(2, 2, 5, 3, 4, 1), SOFTPLUS),
+    "ssd groups, limit": ("ssd", lambda: cases.ssd_inputs(2, 7, 6, 5, 3, 2), {**SOFTPLUS, "delta_limit": (0.3, 1.5)}),
+    "ssd L130": ("ssd", lambda: cases.ssd_inputs(2, 130, 5, 24, 16, 1), SOFTPLUS),
+    "ssd N33": ("ssd", lambda: cases.ssd_inputs(1, 65, 12, 9, 33, 2), SOFTPLUS),
+    "ssd P64 N64": ("ssd", lambda: cases.ssd_inputs(1, 130, 2, 64, 64, 1), SOFTPLUS),
+    "diagonal one of all": ("diagonal_scan", lambda: cases.diagonal_inputs((1, 1, 1), (1, 1, 1), F, F), {}),
+    "diagonal full": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 7, 5), (2, 7, 5), F, F), {}),
+    "diagonal time-invariant": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 65, 3, 50), (1, 1, 3, 1), C, C), {}),
+    "diagonal real decay": ("diagonal_scan", lambda: cases.diagonal_inputs((3, 130, 70), (3, 130, 1), F, C), {}),
+    "diagonal one row": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 30, 9), (1, 30, 9), C, C), {}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, cases.Inputs, dict[str, Any]]:
+    torch.manual_seed(1)
+    op, make, options = CASES[request.param]
+    return op, make(), options
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Any:
+    """Memory that nobody wrote holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def test_plain(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
+    op, inputs, options = case
+    cases.compare(op, inputs, None, 1e-5, **options)
+
+
+def test_timeline(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
+    op, inputs, options = case
+    cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
+
+
+@pytest.mark.parametrize("name", ["scan two tiles", "conv L130", "ssd L130"])
+def test_bfloat16(name: str) -> None:
+    torch.manual_seed(2)
+    op, make, options = CASES[name]
+    keep = ("A", "D", "bias", "delta_bias", "reset_to") + (() if op == "causal_conv1d" else ("state",))
+    inputs = {n: t if n in keep else t.bfloat16() for n, t in make().items()}
+    cases.compare(op, inputs, cases.random_timeline(op, inputs), 2e-2, **options)
+
+
+@pytest.mark.parametrize("name", ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full"])
+@pytest.mark.parametrize("timeline", [False, True])
+def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
+    torch.manual_seed(3)
+    op, make, options = CASES[name]
+    inputs = make()
+    line = cases.random_timeline(op, inputs) if timeline else None
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(cases.run(op, "native", inputs, line, **options))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for key, value in results[0].items():
+            assert torch.equal(value, other[key]), key
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in every second place of the last axis, one element off the start."""
+    room = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"), dtype=tensor.dtype)
+    room[..., 1::2] = tensor
+    return room[..., 1::2]
+
+
+def unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, contiguous, one element past an aligned address."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    room[1:] = tensor.flatten()
+    return room[1:].view(tensor.shape)
+
+
+@pytest.mark.parametrize(
+    "name", ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row"]
+)
+@pytest.mark.parametrize("place", [strided, unaligned])
+def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:
+    torch.manual_seed(4)
+    op, make, options = CASES[name]
+    inputs = make()
+    inputs.pop("reset_to", None)
+    fn = cases.OPS[op]
+    with torch.no_grad(), cases.implementation("native"):
+        expected = fn(**inputs, return_state=True, **options)
+        got = fn(**{n: place(t) for n, t in inputs.items()}, return_state=True, **options)
+    for e, g in zip(expected, got, strict=True):
+        assert torch.equal(e, g)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    assert gate.module is not None
+    if not gate.module.supports(isa):
+        pytest.skip(f"this processor has no {isa}")
+    best = gate.module.instruction_set()
+    gate.module.choose(isa)
+    try:
+        for name in ("scan N5", "conv L130", "ssd N33", "diagonal one row"):
+            torch.manual_seed(5)
+            op, make, options = CASES[name]
+            inputs = make()
+            cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
+    finally:
+        gate.module.choose(best)
+
+
+def test_exponential_and_softplus_are_accurate() -> None:
+    """Through the scan itself: N = 1, L = 1, x = 0, state = 1 makes the state exp(delta A); delta = 1 shows the softplus as the step."""
+    values = torch.linspace(-80, 0, 4001)
+    zero, one = torch.zeros(1, 1, 4001), torch.ones(1, 1, 1)
+    with torch.no_grad(), cases.implementation("native"):
+        _, state = cases.OPS["selective_scan"](zero, zero + 1, values[:, None], one, one, state=torch.ones(1, 4001, 1), return_state=True)
+        raw = torch.linspace(-40, 40, 4001)
+        y = cases.OPS["selective_scan"](zero + 1, raw.view(1, 1, -1), torch.zeros(4001, 1), one, one, delta_softplus=True)
+    error = (state.flatten().double() / values.double().exp() - 1).abs().max()
+    assert error < 6e-6  # the argument's own rounding, |x| 2^-24, comes on top of the polynomial's 2e-7
+    near = values > -1
+    assert (state.flatten().double() / values.double().exp() - 1)[near].abs().max() < 3e-7
+    assert (y.flatten().double() / torch.nn.functional.softplus(raw.double(), threshold=1000) - 1).abs().max() < 4e-6
