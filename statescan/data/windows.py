@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """On another device."""
-        line = Timeline(*(f.to(device) if isinstance(f, Tensor) else f for f in self.timeline))
-        return Batch(self.inputs.to(device), self.targets.to(device), line)
+        reset, mask = (None if field is None else field.to(device) for field in (self.timeline.reset, self.timeline.mask))
+        return Batch(self.inputs.to(device), self.targets.to(device), Timeline(reset, mask))
 
 
 class Windows:
@@ -72,7 +72,7 @@ class Windows:
                 filled += n
                 self._rows[row] = (piece, offset + n) if here + n < stop else self._draw()
         mine = self._mine
-        return Batch(*(torch.from_numpy(a[mine]) for a in (inputs, targets)), Timeline(reset=torch.from_numpy(reset[mine])))
+        return Batch(torch.from_numpy(inputs[mine]), torch.from_numpy(targets[mine]), Timeline(reset=torch.from_numpy(reset[mine])))
 
     @property
     def epoch(self) -> float:

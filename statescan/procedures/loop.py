@@ -72,7 +72,8 @@ class Training:
             from accelerate import Accelerator
         except ImportError as error:
             raise ImportError("training needs accelerate: pip install 'statescan[train]'") from error
-        self.accelerator = accelerator = Accelerator()
+        self.accelerator: Any = Accelerator()
+        accelerator = self.accelerator
         self.main = accelerator.is_main_process
         self.folder = RunFolder(o.run)
         self.tokenizer = load_tokenizer(o.tokenizer)
@@ -144,9 +145,10 @@ class Training:
         o = self.o
         set_rate(self.optimizers, warmup_cosine(self.step, o.steps, o.warmup, o.final_lr))
         total = 0.0
+        batch, before = next(self.windows).to(self.accelerator.device), self.state
         for micro in range(o.accumulate):
-            batch = next(self.windows).to(self.accelerator.device)
-            before = self.state
+            if micro:
+                batch, before = next(self.windows).to(self.accelerator.device), self.state
             last = micro == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
