@@ -15,16 +15,18 @@ def run(what: Literal["parity", "laws"], model: str) -> None:
     """
     from statescan.cli.inputs import find
 
-    _, net = find(model)
+    entry, net = find(model)
     if what == "laws":
         from statescan.testing import check_model
-        from statescan.testing.run import stir
 
         try:
-            check_model(stir(net))
+            check_model(net if entry is None else model)
         except AssertionError:  # the report has been printed
             sys.exit(1)
         return
-    from statescan.analysis.parity import parity
+    from statescan.analysis import parity
 
-    print(parity(net))
+    found = parity(net if entry is None else model)
+    print(found)
+    if not found.ok:
+        sys.exit(1)

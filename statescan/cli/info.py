@@ -12,16 +12,16 @@ def run(model: str) -> None:
     import yaml
 
     from statescan import Spec
-    from statescan import state as states
+    from statescan.analysis import cost
     from statescan.cli.inputs import find
     from statescan.cli.report import facts
 
     entry, net = find(model, build=False)
-    tensors = list(net.parameters())
-    parameters = sum(p.numel() for p in tensors)
+    costs = cost(net)
     rows = [
-        ("parameters", f"{parameters:,} ({sum(p.numel() * p.element_size() for p in tensors) / 2**20:,.1f} MiB)"),
-        ("state per sequence", f"{states.nbytes(net.init_state(1)):,} bytes"),
+        ("parameters", f"{costs.parameters:,} ({costs.parameter_bytes / 2**20:,.1f} MiB)"),
+        ("state", "none" if costs.state_bytes is None else f"{costs.state_bytes:,} bytes per sequence"),
+        ("forward pass", f"{costs.flops:,} FLOPs for {costs.per}"),
     ]
     if entry is not None and entry.family is not None:
         rows.append(("paper", f"{entry.family.title}, {entry.family.url}"))

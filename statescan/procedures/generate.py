@@ -246,6 +246,7 @@ def _read(model: Any, prompt: Prompt, state: State | Prefix | None, chunk_size: 
         if row.numel() == 0:
             where = f" in row {i}" if prompt.batched else ""
             raise ValueError(f"the prompt has no tokens{where}: give at least one (a space or a newline will do)")
+    _check_model(model)
     batch, length = len(prompt.rows), max(row.numel() for row in prompt.rows)
     before = state
     state = _check_state(model, before.state if isinstance(before, Prefix) else before, batch)
@@ -332,7 +333,14 @@ def _check_state(model: Any, state: State | None, batch: int) -> State:
     return states.map_tensors(lambda theirs, ours: theirs.to(ours), state, fresh)
 
 
+def _check_model(model: Any) -> None:
+    absent = [name for name in ("scan", "step", "init_state") if not hasattr(model, name)]
+    if absent:
+        raise ValueError(f"{type(model).__name__} has no {', '.join(absent)}: generation needs a causal model of token ids")
+
+
 def _check_prefix(model: Any, prefix: Prefix) -> Prefix:
+    _check_model(model)
     state = _check_state(model, prefix.state, prefix.logits.shape[0])
     vocabulary = getattr(model, "vocab_size", prefix.logits.shape[-1])
     if prefix.logits.shape[-1] != vocabulary:

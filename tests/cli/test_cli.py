@@ -98,7 +98,8 @@ def test_info_of_a_name_and_of_a_folder(capsys, folder):
     assert main(["info", "mamba-130m"]) == 0
     out = capsys.readouterr().out
     assert "129,135,360" in out
-    assert f"{24 * (1536 * 16 + 1536 * 3) * 4:,} bytes" in out  # of ssm and convolution, float32
+    assert f"{24 * (1536 * 16 + 1536 * 3) * 4:,} bytes per sequence" in out  # of ssm and convolution, float32
+    assert "FLOPs for a token" in out
     assert "d_state: 16" in out
     assert main(["info", str(folder)]) == 0
     model = create_model("mamba-tiny", vocab_size=257)
@@ -117,10 +118,7 @@ def test_cite(capsys, folder):
 def test_check_laws_reports_and_fails_with_1(capsys, monkeypatch):
     import statescan.testing as testing
 
-    def laws(model):
-        return testing.run.check_model(model, laws=[3], dtype=torch.float64)
-
-    monkeypatch.setattr(testing, "check_model", laws)
+    monkeypatch.setattr(testing, "check_model", lambda model: testing.run.check_model(model, laws=[3], dtype=torch.float64))
     assert main(["check", "laws", "mamba-tiny"]) == 0
     assert "0 failed" in capsys.readouterr().out
 
@@ -131,6 +129,24 @@ def test_check_laws_reports_and_fails_with_1(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main(["check", "laws", "mamba-tiny"])
     assert stop.value.code == 1
+
+
+def test_check_parity_reports_and_fails_with_1(capsys, monkeypatch, folder):
+    import statescan.analysis as analysis
+
+    class Found:
+        def __init__(self, model):
+            self.ok = model == "mamba-tiny"
+
+        def __str__(self):
+            return f"parity is {self.ok}"
+
+    monkeypatch.setattr(analysis, "parity", Found)
+    assert main(["check", "parity", "mamba-tiny"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "parity", str(folder)])
+    assert stop.value.code == 1
+    assert capsys.readouterr().out == "parity is True\nparity is False\n"
 
 
 def test_doctor(capsys):

@@ -170,6 +170,12 @@ def test_ids_outside_the_vocabulary_are_refused(model):
             generate(model, [1, bad])
 
 
+def test_a_model_that_generates_nothing_is_refused(model):
+    for arguments in ({"prompt": [1]}, {"state": prefill(model, [1])}):
+        with pytest.raises(ValueError, match="Linear has no scan, step, init_state: generation needs a causal model of token ids"):
+            generate(torch.nn.Linear(2, 2), **arguments)
+
+
 def test_text_needs_a_tokenizer():
     for arguments in ({"prompt": "a"}, {"prompt": [1], "stop_strings": "x"}):
         with pytest.raises(ValueError, match="tokenizer"):
