@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-SOURCES := pyproject.toml constraints.txt $(wildcard native/*)
+# An editable install knows the packages that existed when it was made, hence the __init__ files.
+SOURCES := pyproject.toml constraints.txt $(wildcard native/* statescan/*/__init__.py statescan/*/*/__init__.py)
 
 .PHONY: demo test test-full dev lint bench bench-quick docs clean
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, init_delta_bias
 from statescan.ops import selective_scan
-from statescan.ops.checks import state_dtype
+from statescan.ops.checks import check_positive, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -81,8 +81,9 @@ class Mamba(CausalMixer):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if d_model < 1 or d_state < 1 or d_conv < 1:
-            raise ValueError(f"d_model, d_state and d_conv must be positive; got {d_model}, {d_state}, {d_conv}")
+        check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, d_inner=int(expand * d_model))
+        if dt_rank != "auto":
+            check_positive(dt_rank=dt_rank)
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)

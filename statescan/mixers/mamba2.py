@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, GatedRMSNorm, init_delta_bias
 from statescan.ops import ssd
-from statescan.ops.checks import state_dtype
+from statescan.ops.checks import check_positive, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -102,8 +102,8 @@ class Mamba2(CausalMixer):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if d_model < 1 or d_state < 1 or d_conv < 1 or chunk_size < 1:
-            raise ValueError(f"d_model, d_state, d_conv and chunk_size must be positive; got {d_model}, {d_state}, {d_conv}, {chunk_size}")
+        check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, ngroups=ngroups, chunk_size=chunk_size)
+        check_positive(d_inner=int(expand * d_model))
         d_inner = int(expand * d_model)
         self.d_model, self.d_state, self.d_conv, self.ngroups = d_model, d_state, d_conv, ngroups
         self.d_ssm = d_inner if d_ssm is None else d_ssm

@@ -14,6 +14,13 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int | str]) -> None:
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}); got {tuple(tensor.shape)}")
 
 
+def check_positive(**sizes: float) -> None:
+    """Sizes of a layer, by name."""
+    for name, size in sizes.items():
+        if not size > 0:
+            raise ValueError(f"{name} must be positive; got {size}")
+
+
 def state_dtype(x: Tensor) -> torch.dtype:
     """States are float32, or float64 (complex64, complex128) when the input is."""
     if x.is_complex():
