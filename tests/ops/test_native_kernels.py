@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import native_cases as cases
 import pytest
 import torch
 
-import native_cases as cases
 from statescan.ops import native_gate as gate
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))]
