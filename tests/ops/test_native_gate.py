@@ -131,15 +131,12 @@ def test_autocast_leaves_the_dtypes_alone() -> None:
 @needs_kernels
 def test_conjugate_and_negative_views_are_carried_out() -> None:
     a, b = (0.5 * torch.randn(2, 9, 4, dtype=torch.complex64) for _ in range(2))
+    scan = cases.OPS["diagonal_scan"]
+    negative = b.conj().imag
+    assert negative.is_neg()
     with torch.no_grad(), implementation("native"):
-        assert torch.equal(
-            cases.OPS["diagonal_scan"](a.conj(), b.conj()), cases.OPS["diagonal_scan"](a.conj().resolve_conj(), b.conj().resolve_conj())
-        )
-        negative = b.conj().imag
-        assert negative.is_neg()
-        assert torch.equal(
-            cases.OPS["diagonal_scan"](a.real, negative), cases.OPS["diagonal_scan"](a.real.clone(), negative.resolve_neg().clone())
-        )
+        assert torch.equal(scan(a.conj(), b.conj()), scan(a.conj().resolve_conj(), b.conj().resolve_conj()))
+        assert torch.equal(scan(a.real, negative), scan(a.real.clone(), negative.resolve_neg().clone()))
 
 
 @needs_kernels
