@@ -128,7 +128,8 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> St
 def _same_structure(trees: Sequence[S]) -> S:
     if not trees:
         raise ValueError("got no states: expected at least one")
-    specs = [pytree.tree_structure(tree) for tree in trees]
+    # None is a leaf to pytree, so whether a leaf is a tensor belongs to the structure
+    specs = [(pytree.tree_structure(tree), [isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree)]) for tree in trees]
     if any(spec != specs[0] for spec in specs[1:]):
         raise ValueError("the states come from different models: their structures differ")
     return trees[0]
@@ -138,7 +139,7 @@ def _describe(tree: State, path: str, flat: dict[str, Tensor]) -> Any:
     if tree is None:
         return None
     if isinstance(tree, Tensor):
-        flat[path] = tree.detach().contiguous()
+        flat[path] = tree.detach().clone()  # layers may share memory, which the format refuses
         return path
     if isinstance(tree, tuple):
         names = getattr(tree, "_fields", None) or [str(i) for i in range(len(tree))]

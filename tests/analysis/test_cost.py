@@ -1,0 +1,49 @@
+"""Counts against a sum by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import statescan as ss
+from statescan.analysis import cost
+
+
+def test_mamba_by_hand() -> None:
+    d, e, n, k, r = 32, 64, 8, 4, 2
+    projections = d * 2 * e + e * (r + 2 * n) + r * e + e * d
+    layer = 2 * projections + 2 * e * k + 6 * e * n + 2 * e
+    assert cost(ss.Mamba(d, d_state=n), width=d).flops == layer
+    model = cost(ss.create_model("mamba-tiny"))
+    assert model.flops == 2 * layer + 2 * d * 61
+    assert model.state_bytes == 2 * 4 * (e * n + (k - 1) * e)
+    assert "a token" in str(model)
+
+
+def test_mamba2_by_hand() -> None:
+    d, e, n, k, p = 32, 64, 16, 4, 8
+    h = e // p
+    projections = d * (2 * e + 2 * n + h) + e * d
+    layer = 2 * projections + 2 * (e + 2 * n) * k + 5 * e * n + 2 * e
+    assert cost(ss.Mamba2(d, d_state=n, headdim=p), width=d).flops == layer
+
+
+def test_a_large_model_takes_no_memory() -> None:
+    big = ss.create_model("mamba-2.8b", device="meta")
+    found = cost(big, length=8)
+    assert found.parameters == 2_768_345_600
+    assert 2 * found.parameters * 0.99 < found.flops < 2 * found.parameters * 1.02
+
+
+def test_the_model_is_left_alone() -> None:
+    model = ss.create_model("mamba-tiny")
+    before = model.backbone.layers[0].mixer.A_log
+    cost(model)
+    assert model.backbone.layers[0].mixer.A_log is before
+    assert before.device.type == "cpu"
+    assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
+
+
+def test_unknown_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="give the width"):
+        cost(torch.nn.Linear(2, 2))
