@@ -282,3 +282,32 @@ def test_impossible_calls() -> None:
         layer(data(1, 5, 4), state=(torch.zeros(1),))
     with pytest.raises(ValueError, match=r"state\.ssm"):
         layer(data(1, 5, 4), state=layer.init_state(2))
+
+
+def test_convolution_mode_compiles_and_exports_once_for_every_length() -> None:
+    """The laws do this with resets and masks, that is in scan mode."""
+    torch._dynamo.reset()
+    layer = build(3, 4).double()
+
+    class Carried(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y, state = self.layer(x, state=S4DState(h), return_state=True)
+            return y, state.ssm
+
+    def inputs(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return data(batch, length, 3, dtype=torch.float64), data(batch, 3, 2, 2, dtype=torch.float64, seed=2)
+
+    module = Carried()
+    batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=100_000)
+    exported = torch.export.export(module, inputs(3, 33), dynamic_shapes=({0: batch, 1: length}, {0: batch})).module()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for size in (37, 20, 129):
+            expected = module(*inputs(2, size))
+            for run in (compiled, exported):
+                for got, wanted in zip(run(*inputs(2, size)), expected, strict=True):
+                    assert (got - wanted).abs().max() < 1e-12

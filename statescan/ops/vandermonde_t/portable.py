@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from statescan.ops.vandermonde.portable import powers, split
@@ -16,7 +15,10 @@ def portable(u: Tensor, z: Tensor) -> Tensor:
     batch, length, width = u.shape
     dtype = torch.complex128 if u.dtype == torch.float64 else torch.complex64
     inner, outer = split(length)
-    blocks = F.pad(u.mT, (outer * inner - length, 0)).view(batch, width, outer, inner)
+    # written by index, not padded and reshaped: that the blocks cover L is more than a tracer can prove
+    place = torch.arange(length, device=u.device) + (outer * inner - length)
+    blocks = u.new_zeros(outer, inner, batch, width).index_put((place // inner, place % inner), u.transpose(0, 1))
+    blocks = blocks.permute(2, 3, 0, 1)
     fine = powers(z, inner, 1).flip(-2).to(dtype)
     coarse = powers(z, outer, inner).flip(-2).to(dtype)
     return ((blocks.to(dtype) @ fine) * coarse).sum(-2)
