@@ -19,7 +19,8 @@ from statescan.layers.vision import DepthwiseConv2d
 from statescan.ops import selective_scan
 from statescan.protocols import Bus, Mixer, Route
 from statescan.registry import register
-from statescan.routes import merge, parse_route, reorder, split, timelines
+from statescan.routes import merge, parse_route, prepare, reorder, split, timelines
+from statescan.routes.base import Tables
 from statescan.timeline import Timeline
 
 CROSS = ("row", "col", "reverse(row)", "reverse(col)")
@@ -115,14 +116,15 @@ class SS2D(Mixer):
 
     def core(self, u: Tensor) -> Tensor:
         """Scan along every route and sum: (B, H, W, E) -> (B, H, W, E)."""
-        return merge(self.recur(*self.select(u), u.shape[1:3]), self.routes, u.shape[1:3])
+        tables = prepare(self.routes, u.shape[1:3], u.device)
+        return merge(self.recur(*self.select(u, tables), u.shape[1:3]), tables, u.shape[1:3])
 
-    def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def select(self, u: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What enters the scan, route by route: x and delta_raw (B, L, K E), B and C (B, L, K, N)."""
         # A projection that looks at single cells may come before the reordering: one matrix product, and fewer numbers to move.
-        chosen = reorder(self.x_proj(u.unsqueeze(-2)), self.routes)
+        chosen = reorder(self.x_proj(u.unsqueeze(-2)), tables)
         r, B, C = chosen.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return split(u, self.routes).flatten(2), self.dt_projs(r).flatten(2), B, C
+        return split(u, tables).flatten(2), self.dt_projs(r).flatten(2), B, C
 
     def recur(self, x: Tensor, delta_raw: Tensor, B: Tensor, C: Tensor, space: torch.Size) -> Tensor:
         """The scans, (B, L, K, E): one over K E channels, or one a route where routes begin anew at places of their own."""

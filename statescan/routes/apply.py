@@ -52,25 +52,33 @@ def scatter(y: Tensor, route: Route, space: Sequence[int]) -> Tensor:
     return torch.where(passes, x, torch.zeros((), dtype=y.dtype, device=y.device)).unflatten(1, tuple(space))
 
 
-def split(x: Tensor, routes: Sequence[Route]) -> Tensor:
+def prepare(routes: Sequence[Route] | Tables, space: Sequence[int], device: torch.device) -> Tables:
+    """The tables of routes that each visit every cell: what ``split`` and the others take instead of routes, to look them up once."""
+    table = routes if isinstance(routes, Tables) else _tables(routes, space, device)
+    if not table.complete:
+        raise ValueError(f"every route must visit every cell of the grid {tuple(space)}; got {', '.join(map(str, routes))}")  # type: ignore[arg-type]
+    return table
+
+
+def split(x: Tensor, routes: Sequence[Route] | Tables) -> Tensor:
     """(B, *space, D) -> (B, L, K, D): entry (t, k) is the cell that route k visits at t."""
-    table = _complete(routes, x.shape[1:-1], x.device)
-    k = len(routes)
+    table = prepare(routes, x.shape[1:-1], x.device)
+    k = len(table.orders)
     return _Sum.apply(x.flatten(1, -2), table.gather, table.scatter, 1, k).unflatten(1, (-1, k))  # type: ignore[union-attr]
 
 
-def merge(y: Tensor, routes: Sequence[Route], space: Sequence[int]) -> Tensor:
+def merge(y: Tensor, routes: Sequence[Route] | Tables, space: Sequence[int]) -> Tensor:
     """(B, L, K, D) -> (B, *space, D): each route's sequence back on the grid, and their sum."""
-    table = _complete(routes, space, y.device)
-    k = len(routes)
+    table = prepare(routes, space, y.device)
+    k = len(table.orders)
     return _Sum.apply(y.flatten(1, 2), table.scatter, table.gather, k, 1).unflatten(1, tuple(space))  # type: ignore[union-attr]
 
 
-def reorder(x: Tensor, routes: Sequence[Route]) -> Tensor:
+def reorder(x: Tensor, routes: Sequence[Route] | Tables) -> Tensor:
     """(B, *space, K, D) -> (B, L, K, D): entry (t, k) is entry k of the cell that route k visits at t."""
-    space = x.shape[1:-2]
-    table = _complete(routes, space, x.device)
-    return _Sum.apply(x.flatten(1, -2), table.gather_own, table.scatter, 1, 1).unflatten(1, (-1, len(routes)))  # type: ignore[union-attr]
+    table = prepare(routes, x.shape[1:-2], x.device)
+    k = len(table.orders)
+    return _Sum.apply(x.flatten(1, -2), table.gather_own, table.scatter, 1, 1).unflatten(1, (-1, k))  # type: ignore[union-attr]
 
 
 def timelines(routes: Sequence[Route], space: Sequence[int], device: torch.device | str = "cpu") -> list[Timeline | None]:
@@ -78,13 +86,6 @@ def timelines(routes: Sequence[Route], space: Sequence[int], device: torch.devic
     lines = [route.timeline(space) if isinstance(route, BaseRoute) else None for route in routes]
     moved = [None if line is None else [f.to(device) if isinstance(f, Tensor) else f for f in line] for line in lines]
     return [None if fields is None else Timeline(*fields) for fields in moved]  # type: ignore[arg-type]
-
-
-def _complete(routes: Sequence[Route], space: Sequence[int], device: torch.device) -> Tables:
-    table = _tables(routes, space, device)
-    if not table.complete:
-        raise ValueError(f"every route must visit every cell of the grid {tuple(space)}; got {', '.join(map(str, routes))}")
-    return table
 
 
 def _tables(routes: Sequence[Route], space: Sequence[int], device: torch.device) -> Tables:

@@ -321,6 +321,7 @@ def test_a_spec_round_trips() -> None:
     assert spec().routes == (parse_route("snake"), parse_route("reverse(snake)"))
 
 
+@pytest.mark.full
 def test_compiles_with_one_graph_for_every_size() -> None:
     layer = make(double=False)
     with statescan.implementation("portable"):
