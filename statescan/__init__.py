@@ -7,7 +7,7 @@
 
 from statescan import models, ops, state
 from statescan.backbones import FlatBackbone, Pyramid
-from statescan.heads import Classifier, LanguageModel
+from statescan.heads import Classifier, ImageClassifier, LanguageModel
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
 from statescan.mixers import S4D, SS2D, Bidirectional, Mamba, Mamba2
 from statescan.ops.dispatch import explain, implementation
@@ -27,6 +27,7 @@ __all__ = [
     "CausalMixer",
     "Classifier",
     "FlatBackbone",
+    "ImageClassifier",
     "LanguageModel",
     "Mamba",
     "Mamba2",

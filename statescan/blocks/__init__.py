@@ -1,5 +1,6 @@
 """Norm, residual, gate and merge around mixers."""
 
 from statescan.blocks.residual import Residual
+from statescan.blocks.vss import VSSBlock
 
-__all__ = ["Residual"]
+__all__ = ["Residual", "VSSBlock"]
