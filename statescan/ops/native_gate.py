@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 def _load() -> tuple[ModuleType | None, str | None]:
     """The compiled module, or the reason why there is none."""
     try:
-        from statescan import _native
+        kernels = import_module("statescan._native")
     except ImportError as error:
         return None, (
             f"the compiled kernels are not installed ({error}): install a C++17 compiler (GCC or Clang) and run "
@@ -37,13 +38,13 @@ def _load() -> tuple[ModuleType | None, str | None]:
     wanted = os.environ.get("STATESCAN_CPU", "")
     if wanted not in ("", "baseline", "avx2", "avx512"):
         raise ValueError(f"STATESCAN_CPU must be baseline, avx2 or avx512; got {wanted!r}")
-    _native.choose(wanted)
-    return _native, None
+    kernels.choose(wanted)
+    return kernels, None
 
 
 def _find_openmp(module: ModuleType) -> str | None:
     """Hand the kernels the OpenMP runtime in the process: torch's own copy, or the system's where torch was built against that."""
-    folder = Path(torch.__file__).parent / "lib"
+    folder = Path(str(torch.__file__)).parent / "lib"
     folders = (folder, folder.parent.parent / "torch.libs")
     own = [str(path) for f in folders if f.is_dir() for path in sorted(f.iterdir()) if re.match(r"lib(gomp|iomp5|omp)\b.*\.so", path.name)]
     return next((name for name in [*own, "libgomp.so.1", "libiomp5.so", "libomp.so"] if module.find_openmp(name)), None)
