@@ -7,7 +7,7 @@ carried between windows · ``rng.safetensors`` torch's generators · ``training.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,26 @@ from torch.optim import Optimizer
 from statescan.files import read_safetensors, write_safetensors
 
 
-def write_optimizers(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Every tensor an optimiser keeps about a parameter, as ``<parameter>/<what>``."""
+def write_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Every tensor the optimiser keeps about a parameter, as ``<parameter>/<what>``."""
     names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {}
-    for optimizer in optimizers:
-        for parameter, kept in optimizer.state.items():
-            tensors |= {f"{names[id(parameter)]}/{key}": torch.as_tensor(value) for key, value in kept.items()}
-    write_safetensors(path, tensors)
+    kept = optimizer.state.items()
+    write_safetensors(path, {f"{names[id(p)]}/{key}": torch.as_tensor(value) for p, values in kept for key, value in values.items()})
 
 
-def read_optimizers(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Put back what :func:`write_optimizers` wrote."""
+def read_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put back what :func:`write_optimizer` wrote."""
     tensors, _ = read_safetensors(path)
     kept: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition("/")
         kept.setdefault(parameter, {})[key] = tensor.clone()  # own, aligned memory
     names = {id(p): name for name, p in model.named_parameters()}
-    for optimizer in optimizers:
-        saved = optimizer.state_dict()
-        index = {names[id(p)]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-        missing = sorted(index.keys() - kept.keys())
-        if missing and kept:
-            raise ValueError(f"{path} lacks what the optimiser knew about {missing[0]}: the checkpoint belongs to another run")
-        saved["state"] = {i: kept[name] for name, i in index.items() if name in kept}
-        optimizer.load_state_dict(saved)
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    if set(order) != kept.keys():
+        different = sorted(set(order) ^ kept.keys())
+        raise ValueError(f"{path} and the optimiser differ about {different[0]}: the checkpoint belongs to another run")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: kept[name] for i, name in enumerate(order)}})
 
 
 def read_weights_into(module: nn.Module, path: Path) -> None:

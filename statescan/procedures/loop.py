@@ -30,10 +30,10 @@ from statescan import state as states
 from statescan.data import Batch, Corpus, Windows, load_corpora, load_tokenizer
 from statescan.files import read_safetensors, write_json, write_safetensors
 from statescan.interop.pretrained import save_pretrained
-from statescan.procedures.checkpoint import generators, read_optimizers, read_weights_into, set_generators, write_optimizers
+from statescan.procedures.checkpoint import generators, read_optimizer, read_weights_into, set_generators, write_optimizer
 from statescan.procedures.evaluate import evaluate_corpus, patterns
 from statescan.procedures.guard import NonFiniteError, first_non_finite
-from statescan.procedures.optim import make_optimizers, set_rate
+from statescan.procedures.optim import make_optimizer, set_rate
 from statescan.procedures.progress import Progress
 from statescan.procedures.runs import RunFolder, read_training_state
 from statescan.procedures.schedule import warmup_cosine
@@ -96,7 +96,7 @@ class Training:
             self.train_corpus, o.batch_size, o.length, seed=o.seed, piece=o.piece,
             rank=accelerator.process_index, world_size=accelerator.num_processes,
         )  # fmt: skip
-        self.optimizers = make_optimizers(built.to(accelerator.device), o.optimizer, o.lr, o.betas, o.weight_decay, o.muon_lr)
+        self.optimizer = make_optimizer(built.to(accelerator.device), o.lr, o.betas, o.weight_decay)
         self.model = accelerator.prepare(built)
         self.bare: nn.Module = accelerator.unwrap_model(self.model)
         self.bare.tokenizer = self.tokenizer  # type: ignore[assignment]
@@ -143,7 +143,7 @@ class Training:
     def _step(self) -> tuple[float, float]:
         """One optimiser step: (mean loss in nats per token, norm of the gradient)."""
         o = self.o
-        set_rate(self.optimizers, warmup_cosine(self.step, o.steps, o.warmup, o.final_lr))
+        set_rate(self.optimizer, warmup_cosine(self.step, o.steps, o.warmup, o.final_lr))
         total = 0.0
         batch, before = next(self.windows).to(self.accelerator.device), self.state
         for micro in range(o.accumulate):
@@ -165,9 +165,8 @@ class Training:
             self._explain("gradient", batch, before)
         if o.clip:
             clip_grads_with_norm_(self.parameters, o.clip, norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.bare)
         return total, float(norm)
@@ -199,7 +198,7 @@ class Training:
         return self.bare if self.ema is None else self.ema.module
 
     def _log(self, bpb: float, norm: float, rate: float, measured: float | None) -> None:
-        lr = self.optimizers[-1].param_groups[0]["lr"]
+        lr = self.optimizer.param_groups[0]["lr"]
         self.folder.log(
             {"step": self.step, "seconds": self.seconds, "tokens": self.tokens, "lr": lr, "train_bpb": bpb, "grad_norm": norm,
              "tokens_per_second": rate, "held_out_bpb": measured}
@@ -214,7 +213,7 @@ class Training:
 
         def fill(folder: Path) -> None:
             save_pretrained(self.bare, folder, self.tokenizer)
-            write_optimizers(folder / "optimizer.safetensors", self.bare, self.optimizers)
+            write_optimizer(folder / "optimizer.safetensors", self.bare, self.optimizer)
             if self.ema is not None:
                 write_safetensors(folder / "ema.safetensors", dict(self.ema.module.named_parameters()))
             if carried is not None:
@@ -237,7 +236,7 @@ class Training:
         if saved["data"] != _fingerprint(self.train_corpus):
             raise ValueError(f"the text in {self.o.data} is not what {folder} was trained on: put it back, or begin a new run")
         read_weights_into(self.bare, folder / "model.safetensors")
-        read_optimizers(folder / "optimizer.safetensors", self.bare, self.optimizers)
+        read_optimizer(folder / "optimizer.safetensors", self.bare, self.optimizer)
         if self.ema is not None:
             read_weights_into(self.ema.module, folder / "ema.safetensors")
             self.ema.n_averaged.fill_(saved["ema_updates"])
@@ -281,7 +280,7 @@ class Training:
 
 def _check(options: dict[str, Any]) -> None:
     """Impossible options, before anything is read or written."""
-    positive = ("steps", "batch_size", "length", "accumulate", "lr", "muon_lr", "log_every", "keep")
+    positive = ("steps", "batch_size", "length", "accumulate", "lr", "log_every", "keep")
     not_negative = ("piece", "warmup", "weight_decay", "clip", "eval_every", "eval_bytes", "save_every")
     for name in positive:
         if not options[name] > 0:
@@ -294,10 +293,8 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(f"{name} must lie between 0 and 1; got {options[name]}")
     if options["ema"] == 1:
         raise ValueError("ema=1 would never move from the initial weights: 0.999 averages about the last 1000 steps")
-    if options["precision"] not in ("fp32", "bf16") or options["optimizer"] not in ("adamw", "muon"):
-        raise ValueError(
-            f"precision must be 'fp32' or 'bf16' and optimizer 'adamw' or 'muon'; got {options['precision']!r} and {options['optimizer']!r}"
-        )
+    if options["precision"] not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be 'fp32' or 'bf16'; got {options['precision']!r}")
     if not isinstance(options["model"], Spec):
         raise ValueError(f"model must be a Spec: Spec(LanguageModel, ...), or find_model(name).spec; got {options['model']!r}")
 

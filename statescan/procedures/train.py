@@ -12,7 +12,6 @@ from typing import Any, Literal
 import yaml
 
 from statescan.procedures.loop import Interrupted, Training, TrainResult
-from statescan.procedures.optim import OptimizerName
 from statescan.spec import Spec
 
 __all__ = ["Interrupted", "TrainResult", "resume", "train"]
@@ -34,9 +33,7 @@ def train(
     piece: int = 8192,
     carry_state: bool = True,
     accumulate: int = 1,
-    optimizer: OptimizerName = "adamw",
     lr: float = 2e-3,
-    muon_lr: float = 0.02,
     warmup: int = 100,
     final_lr: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.95),
@@ -71,12 +68,10 @@ def train(
         piece: longer documents are cut into pieces of so many tokens, drawn in random order; 0 cuts none.
         carry_state: a row's next window goes on with the state of its last; otherwise each begins anew.
         accumulate: batches a step.
-        optimizer: "adamw", or "muon" for the layers' matrices with AdamW for the rest.
         lr: peak learning rate of AdamW.
-        muon_lr: peak learning rate of Muon.
         warmup: steps of linear warm-up; a cosine follows.
         final_lr: what the cosine ends at, as a fraction of the peak.
-        betas: of AdamW.
+        betas: of AdamW's averages.
         weight_decay: of matrices and embeddings; dynamics, norms and biases have none.
         clip: largest norm of the gradient; 0 does not clip.
         ema: decay of an average of the weights, which is then evaluated and saved; 0 keeps none.

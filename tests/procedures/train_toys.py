@@ -45,20 +45,20 @@ def kill_at_step(step: int) -> None:
 
 def kill_in_checkpoint(step: int) -> None:
     """In the middle of writing one."""
-    write = loop.write_optimizers
+    write = loop.write_optimizer
 
     def write_or_die(path: Path, *rest: Any) -> None:
         write(path, *rest)
         if f"{step:08d}" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.write_optimizers = write_or_die  # type: ignore[assignment]
+    loop.write_optimizer = write_or_die  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
-    text, run, where, at, optimizer = sys.argv[1:]
+    text, run, where, at = sys.argv[1:]
     import torch
 
     torch.set_num_threads(1)
     {"step": kill_at_step, "checkpoint": kill_in_checkpoint}[where](int(at))
-    run_toy(Path(text), Path(run), optimizer=optimizer)
+    run_toy(Path(text), Path(run))
