@@ -89,8 +89,8 @@ def _fake(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tens
     batch, length, width = x.shape
     n, save = A.shape[1], rest[-1]
     shape = (batch, _chunks(length), n, width) if save else (0,)
-    floats = {"dtype": torch.float32}
-    return x.new_empty(x.shape), x.new_empty((batch, width, n), **floats), x.new_empty(shape, **floats)
+    last, chunks = (x.new_empty(size, dtype=torch.float32) for size in ((batch, width, n), shape))
+    return x.new_empty(x.shape), last, chunks
 
 
 def _fake_backward(
