@@ -75,7 +75,7 @@ class _LinearScan(torch.autograd.Function):
     setup_context = staticmethod(_keep)
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         return _gradients(_LinearScan.apply, ctx, grad_h)
 
 

@@ -233,7 +233,8 @@ def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor | None) -> 
     kept, *inputs = ctx.saved_tensors
     if torch.is_grad_enabled():  # for a double backward: autograd's own derivative of the plain formula
         *tensors, reset, reset_to = inputs
-        y, states = _all_states(*tensors, reset, reset_to)
+        u, delta, A, B, C, state = tensors
+        y, states = _all_states(u, delta, A, B, C, state, reset, reset_to)
         wanted = [tensor if needed else None for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=True)]
         present = [tensor for tensor in wanted if tensor is not None]
         gradients = iter(torch.autograd.grad((y, states[:, -1]), present, (grad_y, grad_last), create_graph=True, allow_unused=True))

@@ -133,12 +133,12 @@ def _opaque_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, log_decay, B, C, state and reset_to (of no elements without one), by running the forward pass again."""
-    if reset_to is None:
-        _, pull = torch.func.vjp(lambda *inputs: chunked(*inputs, None, None, chunk), u, log_decay, B, C, state)
-        gradients = (*pull((grad_y, grad_last)), u.new_empty(0))
-    else:
-        _, pull = torch.func.vjp(lambda *inputs: chunked(*inputs[:5], reset, inputs[5], chunk), u, log_decay, B, C, state, reset_to)
-        gradients = pull((grad_y, grad_last))
+
+    def forward(u: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor, reset_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return chunked(u, log_decay, B, C, state, reset, reset_to, chunk)
+
+    pull = torch.func.vjp(forward, u, log_decay, B, C, state, *(() if reset_to is None else (reset_to,)))[1]
+    gradients = (*pull((grad_y, grad_last)), *((u.new_empty(0),) if reset_to is None else ()))
     return tuple(gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)  # type: ignore[return-value]
 
 
@@ -164,7 +164,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, grad_reset_to = _opaque_backward(grad_y, grad_last, *ctx.saved_tensors, ctx.chunk)
+    *gradients, grad_reset_to = _opaque_backward(grad_y, grad_last, *ctx.saved_tensors, ctx.chunk)  # type: ignore[call-arg]
     return (*gradients, None, grad_reset_to if ctx.needs_input_grad[6] else None, None)
 
 
