@@ -34,8 +34,8 @@ class Mixer(Dynamic):
 
     has_time: ClassVar[bool] = False
     """Accepts ``timeline.interval``. A mixer without it raises when time passes unevenly."""
-    holds_input: ClassVar[bool] = False
-    """``interval=2`` equals two unit steps with the input held (law 7): a promise of the discretisation."""
+    holds_input: bool = False
+    """``interval=2`` equals two unit steps with the input held (law 7): a promise of the discretisation, so an instance may decide."""
     batch_dependent: ClassVar[bool] = False
     """A row's output depends on the other rows (BatchNorm, capacity limits)."""
     space_ndim: ClassVar[int] = 0

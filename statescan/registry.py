@@ -31,7 +31,7 @@ def register(cls: C) -> C:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or parameter.name == "name":
             raise TypeError(f"{name}.__init__ may not take {parameter}: a registered constructor is a configuration schema")
     parts[name] = cls
-    original = cls.__init__
+    original = cls.__init__  # type: ignore[misc]
 
     @functools.wraps(original)
     def remember(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -36,7 +36,7 @@ class Spec(Generic[T]):
         if registry.parts.get(cls.__name__) is not cls:
             raise ValueError(f"{cls!r} is not registered: put @statescan.register above the class")
         self.name: str = cls.__name__
-        hints = annotations(cls)
+        hints = hints_of(cls)
         self.arguments: dict[str, Any] = {}
         for key, value in arguments.items():
             if key not in hints:
@@ -50,7 +50,7 @@ class Spec(Generic[T]):
     def override(self, changes: Mapping[str, Any]) -> Spec[T]:
         """A copy with arguments changed, by name or dotted path (``{"mixer.d_state": 32}``); paths go through Specs and dictionaries."""
         arguments = dict(self.arguments)
-        hints = annotations(registry.lookup(self.name))
+        hints = hints_of(registry.lookup(self.name))
         for path, value in changes.items():
             head, _, rest = path.partition(".")
             if head == "name" and not rest:
@@ -100,9 +100,9 @@ class Spec(Generic[T]):
 
 
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
     """Argument name -> type of a class's constructor."""
-    hints = typing.get_type_hints(inspect.unwrap(cls.__init__))
+    hints = typing.get_type_hints(inspect.unwrap(cls.__init__))  # type: ignore[misc]
     return {name: hints.get(name, Any) for name in inspect.signature(cls).parameters}
 
 

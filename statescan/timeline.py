@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class Timeline(NamedTuple):
 
         A list of lists is a batch, one list a row; rows shorter than the longest end in positions that do not exist.
         """
-        rows = [list(lengths)] if not lengths or isinstance(lengths[0], int) else [list(row) for row in lengths]  # type: ignore[arg-type]
+        nested: Any = [lengths] if not lengths or isinstance(lengths[0], int) else lengths
+        rows: list[list[int]] = [list(row) for row in nested]
         if not all(row and all(isinstance(n, int) and n > 0 for n in row) for row in rows):
             raise ValueError(f"packed(lengths) takes positive integers, at least one a row; got {lengths!r}")
         length = max(sum(row) for row in rows)

@@ -157,7 +157,7 @@ class FlatBackbone(nn.Module):
         if not self.causal:
             raise ValueError("a part of this backbone looks ahead, so there is no state")
         where: dict[str, Any] = {"space": space, "capacity": capacity, "context": context, "device": device}
-        return FlatState(tuple(layer.init_state(batch_size, **where) for layer in self.layers))
+        return FlatState(tuple(layer.init_state(batch_size, **where) for layer in self.layers))  # type: ignore[operator]
 
     @property
     def causal(self) -> bool:

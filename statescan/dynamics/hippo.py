@@ -9,7 +9,7 @@ Seen as a convolution, state n filters the input with the kernel K_n(t) = e_n^T 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from statescan.registry import nearest
 
 Measure = Literal["legs", "legt", "lmu", "lagt", "glagt", "fourier", "fourier2", "fourier_decay", "fourier_diag"]
 
-_F64 = {"dtype": torch.float64, "device": "cpu"}
+_F64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def hippo(measure: Measure, n: int, *, alpha: float = 0.0, beta: float | None = None) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ class Mamba(CausalMixer):
         device: torch.device | str | None = None,
     ) -> MambaState:
         """Zeros."""
-        like = {"device": self.A_log.device if device is None else device, "dtype": state_dtype(self.A_log)}
+        like: dict[str, Any] = {"device": self.A_log.device if device is None else device, "dtype": state_dtype(self.A_log)}
         return MambaState(
             torch.zeros(batch_size, self.d_conv - 1, self.d_inner, **like), torch.zeros(batch_size, self.d_inner, self.d_state, **like)
         )

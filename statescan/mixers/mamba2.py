@@ -192,7 +192,7 @@ class Mamba2(CausalMixer):
         device: torch.device | str | None = None,
     ) -> Mamba2State:
         """Zeros, and the learned initial states where they are learned."""
-        like = {"device": self.A_log.device if device is None else device, "dtype": state_dtype(self.A_log)}
+        like: dict[str, Any] = {"device": self.A_log.device if device is None else device, "dtype": state_dtype(self.A_log)}
         shape = (batch_size, self.nheads, self.headdim, self.d_state)
         ssm = torch.zeros(shape, **like) if self.init_states is None else self.init_states.to(**like).expand(shape).clone()
         return Mamba2State(torch.zeros(batch_size, self.d_conv - 1, self.conv1d.weight.shape[0], **like), ssm)

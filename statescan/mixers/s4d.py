@@ -7,7 +7,7 @@ Gupta et al., "Diagonal State Spaces are as Effective as Structured State Spaces
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from statescan.state import state as declare_state
 from statescan.timeline import Timeline, hide
 
 Activation = Literal["gelu", "silu", "relu", "none"]
-_ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "none": lambda y: y}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "none": lambda y: y}
 
 SCAN_CHUNK = 64
 """Positions whose states exist at once in scan mode: memory is (B, SCAN_CHUNK, D, N/2), whatever the length."""
@@ -139,7 +139,7 @@ class S4D(CausalMixer):
         self.real_transform: dyn.Transform = real_transform
         self.imag_transform: dyn.Transform = imag_transform
         self.activation, self.final_act, self.dropout, self.tie_dropout = activation, final_act, dropout, tie_dropout
-        self.holds_input = disc in ("zoh", "dss") and bandlimit is None  # type: ignore[misc] - depends on the discretisation
+        self.holds_input = disc in ("zoh", "dss") and bandlimit is None
 
         A = dyn.diagonal_init(init, d_state, n_ssm, real_random=real_random)
         B = dyn.input_init(B_init or ("legs" if init == "legs" else "constant"), d_state, n_ssm)
@@ -282,7 +282,7 @@ class S4D(CausalMixer):
             line = line._replace(interval=torch.where(line.mask, line.interval, 1))
         if torch.compiler.is_compiling():
             return self._chunk(u, last, *line)
-        forced = dict(dispatch._forced)  # the backward pass recomputes under the implementations of this one
+        forced = dispatch.forced()  # the backward pass recomputes under the implementations of this one
         outputs = []
         for start in range(0, length, SCAN_CHUNK):
             part = u[:, start : start + SCAN_CHUNK]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ FAMILY = Family(
     "The step's projection keeps its own initialisation; the original's one-file version overwrites it.",
 )
 
-IMAGENET = {"input_size": (3, 224, 224), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: dict[str, Any] = {"input_size": (3, 224, 224), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def vanilla(dims: int, depths: tuple[int, ...], drop_path_rate: float, num_classes: int = 1000) -> Spec[ImageClassifier]:

@@ -53,7 +53,9 @@ class Op:
         self.implementations: dict[str, Implementation] = {}
         ops[name] = self
 
-    def implementation(self, name: str, refuse: Callable[..., str | None] = lambda **_: None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def implementation(
+        self, name: str, refuse: Callable[..., str | None] = lambda **_: None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: register an implementation under one of the names in ``PREFERENCE``."""
         assert name in PREFERENCE, name
 
@@ -116,8 +118,16 @@ def implementation(name: str | None = None, **by_op: str) -> Iterator[None]:
         _forced.update(before)
 
 
+def forced() -> dict[str, str]:
+    """What is forced now, as keywords of :func:`implementation`: a recomputation in the backward pass runs under what the forward saw."""
+    return dict(_forced)
+
+
 def explain(last: int = 8) -> list[Choice]:
-    """What ran in the latest calls, oldest first, and why each faster implementation did not. Calls traced by a compiler are not recorded."""
+    """What ran in the latest calls, oldest first, and why each faster implementation did not.
+
+    Calls traced by a compiler are not recorded.
+    """
     return [Choice(op, ran, why, refused, _describe(shapes)) for op, ran, why, refused, shapes in list(_history)[-last:]]
 
 

@@ -56,9 +56,7 @@ def causal_conv1d(
         state = x.new_zeros(batch, taps - 1, width)
     check_shape("state", state, (batch, taps - 1, width))
     line = Timeline() if timeline is None else timeline.expand(batch, length)
-    y, last = op(
-        x=x, weight=weight, bias=bias, activation=activation, state=state.to(x.dtype), reset=line.reset, mask=line.mask
-    )
+    y, last = op(x=x, weight=weight, bias=bias, activation=activation, state=state.to(x.dtype), reset=line.reset, mask=line.mask)
     return (y, last) if return_state else y
 
 

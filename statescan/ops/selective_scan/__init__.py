@@ -56,10 +56,12 @@ def selective_scan(
         reset_to: the state after a reset, (E, N) or (B, E, N); zeros if None.
         timeline: resets, mask and interval.
         return_state: return the last state too, (B, E, N).
-        return_states: return all states too, (B, L, E, N): the one option whose memory is L x E x N. At a masked position it is the state held there.
+        return_states: return all states too, (B, L, E, N): the one option whose memory is L x E x N. At a masked position it is the
+            state held there.
 
     Returns:
-        y of shape (B, L, E) and x's dtype; with the options ``(y, state)``, ``(y, states)`` or ``(y, state, states)``. Masked outputs are zero.
+        y of shape (B, L, E) and x's dtype; with the options ``(y, state)``, ``(y, states)`` or ``(y, state, states)``. Masked outputs
+        are zero.
     """
     check_shape("x", x, ("B", "L", "E"))
     batch, length, width = x.shape
