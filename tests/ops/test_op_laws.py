@@ -28,7 +28,7 @@ def arguments_of(op: str, name: str, *, mask: bool = False, seed: int = 0) -> tu
     if not mask:
         case = case._replace(options=tuple(option for option in case.options if option != "mask"))
     dtype = torch.float32 if name == "native" else torch.float64
-    return getattr(ops, op), module.make(case, dtype, seed=seed), registered[op].tolerance[dtype] * 10
+    return getattr(ops, op), module.make(case, dtype, seed=seed), registered[op].tolerance[dtype]
 
 
 def run(op: str, name: str, function: Any, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ def test_constant_maps_make_a_convolution(name: str) -> None:
     y, _ = run("selective_scan", name, ops.selective_scan, arguments)
     lag = torch.arange(length).unsqueeze(1) - torch.arange(length)
     kernel = (torch.exp(step * A * lag.clamp(min=0)[..., None, None]) * step * B * C).sum(-1) * (lag >= 0).unsqueeze(-1)
-    close(y, torch.einsum("tse,bse->bte", kernel, x), registered["selective_scan"].tolerance[dtype] * 10)
+    close(y, torch.einsum("tse,bse->bte", kernel, x), registered["selective_scan"].tolerance[dtype])
 
 
 @pytest.mark.parametrize("name", ["portable", "native"])
