@@ -114,7 +114,7 @@ def _scans() -> Iterator[list[int]]:
         counts.append(OPS[op.name](arguments))
         return _empty(op.name, arguments)
 
-    dispatch.Op.__call__ = count  # type: ignore[method-assign]
+    dispatch.Op.__call__ = count  # type: ignore[method-assign, assignment]
     try:
         yield counts
     finally:

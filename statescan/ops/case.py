@@ -30,7 +30,8 @@ class Draw:
         self.wide = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
         self.generator = torch.Generator().manual_seed(seed)
         batch, length = case.sizes["B"], case.sizes["L"]
-        reset, mask, interval = None, None, None
+        reset, mask = None, None
+        interval: Tensor | float | None = None
         if "reset" in case.options:
             reset = torch.rand(batch, length, generator=self.generator) < 0.2
         if "mask" in case.options:

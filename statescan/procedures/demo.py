@@ -9,6 +9,7 @@ import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from statescan.data import split_documents
 from statescan.data.sources import read_documents
@@ -17,7 +18,7 @@ from statescan.procedures.generate import generate
 from statescan.procedures.train import train
 from statescan.spec import Spec
 
-MODEL = Spec("LanguageModel", vocab_size=257, d_model=192, layers="M*4", parts={"M": Spec("Mamba", d_state=8)})
+MODEL: Spec[Any] = Spec("LanguageModel", vocab_size=257, d_model=192, layers="M*4", parts={"M": Spec("Mamba", d_state=8)})
 INCLUDE = ["*.py"]
 EXCLUDE = ["test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"]
 HELD_OUT_FRACTION = 0.05

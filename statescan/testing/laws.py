@@ -30,7 +30,7 @@ def law_chunks(subject: Subject, report: Report, modes: Sequence[Mode], refusals
             module = subject.at(mode.dtype)
             paths: dict[str, Path] = {"forward": whole(subject, module), "steps": steps(subject, module)}
             if not scenario.warm:
-                paths["scan from init_state"] = lambda x, line, _, m=module: m.scan(x, subject.init_state(m, x.shape[0]), line)
+                paths["scan from init_state"] = lambda x, line, _, m=module: m.scan(x, subject.init_state(m, x.shape[0]), line)  # type: ignore[misc]
             for sizes in _splits(scenario.length):
                 paths[f"chunks of {', '.join(map(str, sizes))}"] = chunks(subject, module, sizes)
             if scenario.length > 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Perturbed(nn.Module):
         super().__init__()
         self.base = base
 
-    def forward(self, *args: object, **kwargs: object) -> object:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.base(*args, **kwargs)
         return (self._change(out[0]), *out[1:]) if isinstance(out, tuple) else self._change(out)
 
@@ -38,7 +39,7 @@ class Perturbed(nn.Module):
         # Neither a multiple nor a shift alone: a norm or a softmax behind the layer could undo either.
         return y * 1.25 + 0.2 * torch.sin(3.0 * y) + 0.125
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -143,10 +144,10 @@ class _Checkpointed(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, *args: object, **kwargs: object) -> object:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(self.inner, *args, use_reentrant=False, **kwargs)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:

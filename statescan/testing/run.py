@@ -59,16 +59,16 @@ def check_mixer(
         BrokenLaws: an AssertionError with every comparison that failed: law, comparison, tensor, error, first time index.
     """
     if isinstance(target, type):
+        examples: tuple[dict[str, Any], ...] = getattr(target, "examples", None) or ({},)
         cases: list[tuple[str, Callable[[], nn.Module]]] = [
-            (_label(target.__name__, example), functools.partial(target, d_model, **example))
-            for example in getattr(target, "examples", None) or ({},)
+            (_label(target.__name__, example), functools.partial(target, d_model, **example)) for example in examples
         ]
     elif isinstance(target, nn.Module):
         cases = [(type(target).__name__, lambda: target)]
     else:
         made = target(d_model)
         cases = [(_label(type(made).__name__, getattr(target, "keywords", None) or getattr(target, "arguments", {})), lambda: made)]
-    total = Report(cases[0][0] if len(cases) == 1 else target.__name__)  # type: ignore[union-attr]
+    total = Report(cases[0][0] if len(cases) == 1 else target.__name__)  # type: ignore[union-attr, arg-type]
     for name, build in cases:
         module = build()
         if module is not target:

@@ -52,6 +52,6 @@ def portable(
         tail = mask.long().sum(1, keepdim=True) + torch.arange(before, device=x.device)  # (B, K-1)
         last = history.gather(1, tail.unsqueeze(-1).expand(-1, -1, width))
         last_origin = None if origin is None else origin.gather(1, tail)
-    if last_origin is not None:
+    if last_origin is not None and final is not None:
         last = torch.where((last_origin == final).unsqueeze(-1), last, 0.0)
     return y.to(x.dtype), last.to(x.dtype)
