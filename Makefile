@@ -12,11 +12,14 @@ SOURCES := pyproject.toml constraints.txt $(wildcard native/* statescan/*/__init
 demo: $(VENV)/.demo  ## train a byte-level model on the Python standard library's source, and let it speak
 	$(BIN)/statescan demo
 
+# Two workers of one thread each: the suite is many small tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal --durations=15
+
 test: $(VENV)/.dev  ## under 15 minutes on two cores
-	$(BIN)/python -m pytest -m "not full and not gpu"
+	$(PYTEST) -m "not full and not gpu"
 
 test-full: $(VENV)/.dev  ## under an hour on two cores
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 dev: $(VENV)/.dev  ## everything a contributor needs, and the pre-commit hook
 	$(BIN)/pre-commit install
