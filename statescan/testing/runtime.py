@@ -202,11 +202,11 @@ def _arguments(subject: Subject, module: nn.Module, batch: int, length: int, tim
 
 
 def expect_compiles(subject: Subject, timed: bool = True) -> None:
-    """One graph, traced once: the lengths share it, with a state, forward and backward."""
+    """One graph, traced once: the lengths share it, with a state, forward and backward. Images keep one size."""
     module = subject.fresh()
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        compiled = torch.compile(_Call(subject, module), backend="aot_eager", fullgraph=True, dynamic=True)
+        compiled = torch.compile(_Call(subject, module), backend="aot_eager", fullgraph=True, dynamic=subject.timed)
         for length in LENGTHS:
             x, reset, mask, state = _arguments(subject, module, 3, length, timed)
             line = Timeline(reset, mask) if timed else None
