@@ -45,6 +45,55 @@ void outputs(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s, int64_t
     }
 }
 
+// A few positions (decoding): turning A and the state so that lanes are channels would cost more than the scan. Here lanes are states,
+// which lie side by side in memory; V vectors of them a channel.
+constexpr int64_t kFew = 2;
+
+bool few(const SelectiveScan& a) {
+    return a.length <= kFew && !a.chunks && (a.n == W || a.n == 2 * W || a.n == 4 * W) && a.A.stride[1] == 1 && a.state.stride[2] == 1 &&
+           a.last.stride[2] == 1 && (!a.reset_to || a.reset_to.stride[2] == 1);
+}
+
+template <int V>
+void advance_few(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
+    for (int64_t c = 0; c < tile.width; ++c) {
+        const int64_t e = tile.e + c;
+        vf h[V], A[V];
+        for (int v = 0; v < V; ++v) {
+            h[v] = load(a.state.f(tile.b, e) + v * W);
+            A[v] = load(a.A.f(e) + v * W) * kLog2e;
+        }
+        for (int64_t t = 0; t < a.length; ++t) {
+            if (a.line.resets(tile.b, t))
+                for (int v = 0; v < V; ++v) h[v] = load(a.reset_to.f(tile.b, e) + v * W);
+            const float d = s.d[t * R + c], u = s.u[t * R + c];
+            vf y = splat(0.0f);
+            for (int v = 0; v < V; ++v) {
+                h[v] = exp2(d * A[v]) * h[v] + u * load(s.B + t * a.n + v * W);
+                y += h[v] * load(s.C + t * a.n + v * W);
+            }
+            float sum = 0;
+            for (int64_t i = 0; i < W; ++i) sum += y[i];
+            s.y[t * R + c] += sum;
+        }
+        for (int v = 0; v < V; ++v) store(a.last.f(tile.b, e) + v * W, h[v]);
+    }
+}
+
+void run_few(const void* context, int64_t index, char* scratch) {
+    const SelectiveScan& a = *static_cast<const SelectiveScan*>(context);
+    const ScanTile tile = scan_tile(a, index);
+    Arena arena{scratch};
+    ScanChunk s;
+    s.take(arena, a.n);
+    scan_rows(a, tile, s);
+    scan_inputs(a, tile, s, 0, a.length);
+    if (a.n == W) advance_few<1>(a, tile, s);
+    else if (a.n == 2 * W) advance_few<2>(a, tile, s);
+    else advance_few<4>(a, tile, s);
+    outputs(a, tile, s, 0, a.length);
+}
+
 void run(const void* context, int64_t index, char* scratch) {
     const SelectiveScan& a = *static_cast<const SelectiveScan*>(context);
     const ScanTile tile = scan_tile(a, index);
@@ -75,7 +124,7 @@ void run(const void* context, int64_t index, char* scratch) {
 }  // namespace
 
 void selective_scan(const SelectiveScan& a) {
-    parallel(a.threads, a.batch * a.groups * tiles_per_group(a), ScanChunk::bytes(a.n), run, &a);
+    parallel(a.threads, a.batch * a.groups * tiles_per_group(a), ScanChunk::bytes(a.n), few(a) ? run_few : run, &a);
 }
 
 }  // namespace STATESCAN_ISA

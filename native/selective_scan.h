@@ -61,6 +61,13 @@ static inline void scatter_state(const View& v, const ScanTile& tile, int64_t n,
     }
 }
 
+static inline void scan_rows(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
+    zero(s.D, R);
+    zero(s.bias, R);
+    if (a.D) load_row(a.D.at(tile.e), kFloat, tile.width, s.D);
+    if (a.bias) load_row(a.bias.at(tile.e), kFloat, tile.width, s.bias);
+}
+
 static inline void scan_constants(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
     View matrix = a.A;  // (E, N) seen as (1, E, N)
     matrix.stride[2] = a.A.stride[1];
@@ -68,10 +75,7 @@ static inline void scan_constants(const SelectiveScan& a, const ScanTile& tile, 
     matrix.stride[0] = 0;
     gather_state(matrix, tile, a.n, s.A, kLog2e);
     if (a.reset_to) gather_state(a.reset_to, tile, a.n, s.origin, 1.0f);
-    zero(s.D, R);
-    zero(s.bias, R);
-    if (a.D) load_row(a.D.at(tile.e), kFloat, tile.width, s.D);
-    if (a.bias) load_row(a.bias.at(tile.e), kFloat, tile.width, s.bias);
+    scan_rows(a, tile, s);
 }
 
 // Reads the inputs of positions [t0, t0 + count): a position that does not exist becomes a step of zero with zero input,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,13 +84,20 @@ def parity(model: str | nn.Module | Subject, length: int = 13) -> Parity:
     layers = {name: child for name, child in root.named_modules() if name and isinstance(child, CausalMixer)}
     x = subject.inputs(2, length, torch.float64)
     seen: dict[str, Tensor] = {}
-    hooks = [child.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, args[0])) for name, child in layers.items()]
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def keep(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen.setdefault(name, arguments[0])
+
+        return keep
+
+    hooks = [child.register_forward_pre_hook(watch(name)) for name, child in layers.items()]
     with torch.no_grad(), recording() as ran:
         subject.call(root, x, None, None)
     for hook in hooks:
         hook.remove()
     found.implementations = ran
-    for name in sorted(seen, key=list(seen).index):
+    for name in seen:  # in the order in which they ran
         layer = Subject(name, subject.module.get_submodule(name), width=seen[name].shape[-1])
         found.compared.append(name)
         for path in ("chunks", "steps", "apart"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import traceback
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing.spawn as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -41,9 +42,12 @@ def law_distributed(build: Callable[[], nn.Module], subject: Subject, report: Re
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            results = mp.get_context("spawn").SimpleQueue()
-            context = mp.spawn(_process, (way, port, build, weights, plan, results), nprocs=WORLD, join=False)
+            results = multiprocessing.get_context("spawn").SimpleQueue()
+            context = mp.start_processes(
+                _process, (way, port, build, weights, plan, results), nprocs=WORLD, join=False, start_method="spawn"
+            )
             got = results.get()
+            assert context is not None
             context.join()
             if isinstance(got, str):
                 raise LawError(got)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from statescan.ops import native_gate as gate
+from statescan.ops import selective_scan
+from statescan.ops.dispatch import implementation
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))]
 
@@ -65,6 +67,25 @@ def test_plain(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
 def test_timeline(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
     op, inputs, options = case
     cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
+
+
+@pytest.mark.parametrize("n", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("timeline", [False, True])
+def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -> None:
+    """Decoding has a loop of its own, whose lanes are states."""
+    torch.manual_seed(4)
+    inputs = cases.selective_inputs(3, length, 150, n, 2)
+    line = cases.random_timeline("selective_scan", inputs) if timeline else None
+    up = {name: cases.wide(tensor) for name, tensor in inputs.items()}
+    wide_line = line if line is None else line._replace(interval=line.interval.double())  # type: ignore[union-attr]
+    expected = cases.run("selective_scan", "reference", up, wide_line, delta_softplus=True)
+    if line is None:
+        inputs.pop("reset_to")
+    with torch.no_grad(), implementation("native"):
+        y, last = selective_scan(**inputs, timeline=line, delta_softplus=True, return_state=True)  # type: ignore[arg-type]
+    errors = cases.worst({"y": y, "last": last}, {"y": expected["y"], "last": expected["last"]})
+    assert all(error <= 1e-5 for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("name", ["scan two tiles", "conv L130", "ssd L130"])
