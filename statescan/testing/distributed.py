@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from statescan.protocols import Mixer
@@ -43,9 +43,8 @@ def law_distributed(build: Callable[[], nn.Module], subject: Subject, report: Re
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             results = multiprocessing.get_context("spawn").SimpleQueue()
-            context = mp.start_processes(
-                _process, (way, port, build, weights, plan, results), nprocs=WORLD, join=False, start_method="spawn"
-            )
+            arguments = (way, port, build, weights, plan, results)
+            context = start_processes(_process, arguments, nprocs=WORLD, join=False, start_method="spawn")
             got = results.get()
             assert context is not None
             context.join()
