@@ -37,7 +37,7 @@ class DemoResult:
     seconds: float
 
 
-def demo(run: str = "runs/demo", steps: int = 2400, seed: int = 0, sample: int = 400) -> DemoResult:
+def demo(run: str = "runs/demo", steps: int = 3200, seed: int = 0, sample: int = 400) -> DemoResult:
     """Train a small byte-level Mamba on the Python standard library, a fixed number of steps (about four minutes on two cores).
 
     Then print what gzip -9 and xz -9 make of the same held-out files, and stream a sample. The run folder stays.
@@ -52,8 +52,8 @@ def demo(run: str = "runs/demo", steps: int = 2400, seed: int = 0, sample: int =
     folder, library = free_folder(run), sysconfig.get_paths()["stdlib"]
     result = train(
         MODEL, library, str(folder), held_out_fraction=HELD_OUT_FRACTION, include=INCLUDE, exclude=EXCLUDE,
-        steps=steps, batch_size=8, length=128, lr=4e-3, warmup=min(100, steps // 10 + 1), weight_decay=0.1, seed=seed,
-        log_every=50, eval_every=0, save_every=1000,
+        steps=steps, batch_size=8, length=64, piece=1024, lr=3e-3, warmup=min(150, steps // 10 + 1), seed=seed,
+        log_every=100, eval_every=0, save_every=1000,
     )  # fmt: skip
     held_out = held_out_bytes(library)
     found = DemoResult(

@@ -88,10 +88,10 @@ def test_epsilon_travels_to_transformers(tmp_path: Path) -> None:
 
 
 def test_the_tables_name_arguments_that_exist() -> None:
-    from statescan.spec import annotations
+    from statescan.spec import hints_of
 
     for dialect in TRANSFORMERS.values():
-        assert set(dialect.mixer.values()) <= annotations(ss.registry.lookup(dialect.part)).keys()
+        assert set(dialect.mixer.values()) <= hints_of(ss.registry.lookup(dialect.part)).keys()
 
 
 def test_half_precision_keeps_its_bits(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from statescan.timeline import Timeline
 
 
 @declare
-class ToyState(NamedTuple):
+class BagState(NamedTuple):
     h: Tensor
 
 
@@ -41,10 +41,10 @@ class Toy(nn.Module):
         self.longest = 0
         self.double()
 
-    def init_state(self, batch_size: int) -> ToyState:
-        return ToyState(self.head.weight.new_zeros(batch_size, self.d))
+    def init_state(self, batch_size: int) -> BagState:
+        return BagState(self.head.weight.new_zeros(batch_size, self.d))
 
-    def scan(self, ids: Tensor, state: ToyState, timeline: Timeline | None = None, *, logits_at: Any = "all") -> tuple[Tensor, ToyState]:
+    def scan(self, ids: Tensor, state: BagState, timeline: Timeline | None = None, *, logits_at: Any = "all") -> tuple[Tensor, BagState]:
         self.longest = max(self.longest, ids.shape[1])
         h, seen = state.h, []
         for t in range(ids.shape[1]):
@@ -52,9 +52,9 @@ class Toy(nn.Module):
             h = new if timeline is None else torch.where(timeline.mask[:, t, None], new, h)
             seen.append(h)
         at = -1 if logits_at == "last" else logits_at
-        return self.head(self.dropout(seen[at])) * 3, ToyState(h)
+        return self.head(self.dropout(seen[at])) * 3, BagState(h)
 
-    def step(self, ids: Tensor, state: ToyState) -> tuple[Tensor, ToyState]:
+    def step(self, ids: Tensor, state: BagState) -> tuple[Tensor, BagState]:
         return self.scan(ids[:, None], state, logits_at="last")
 
 
@@ -65,14 +65,14 @@ class Script(nn.Module):
         super().__init__()
         self.says, self.vocab_size, self.tokenizer = says, vocab_size, Letters()
 
-    def init_state(self, batch_size: int) -> ToyState:
-        return ToyState(torch.zeros(batch_size, 1, dtype=torch.long))
+    def init_state(self, batch_size: int) -> BagState:
+        return BagState(torch.zeros(batch_size, 1, dtype=torch.long))
 
-    def scan(self, ids: Tensor, state: ToyState, timeline: Timeline | None = None, *, logits_at: Any = "all") -> tuple[Tensor, ToyState]:
-        return self._say(state.h), ToyState(state.h + 1)
+    def scan(self, ids: Tensor, state: BagState, timeline: Timeline | None = None, *, logits_at: Any = "all") -> tuple[Tensor, BagState]:
+        return self._say(state.h), BagState(state.h + 1)
 
-    def step(self, ids: Tensor, state: ToyState) -> tuple[Tensor, ToyState]:
-        return self._say(state.h), ToyState(state.h + 1)
+    def step(self, ids: Tensor, state: BagState) -> tuple[Tensor, BagState]:
+        return self._say(state.h), BagState(state.h + 1)
 
     def _say(self, place: Tensor) -> Tensor:
         tokens = [self.says[p] if p < len(self.says) else 256 for p in place[:, 0].tolist()]
