@@ -131,7 +131,7 @@ def test_fresh_memory_is_poisoned() -> None:
     assert torch.empty(7).isnan().all()
 
 
-@pytest.mark.parametrize("op", [op for op in ops if hasattr(cases_of(op), "CASES")])
+@pytest.mark.parametrize("op", [op for op in OPS if hasattr(cases_of(op), "CASES")])
 def test_reference_passes_gradcheck(op: str) -> None:
     """Analytic against numerical derivatives, with everything switched on but NaN (which numerical derivatives cannot take)."""
     module = cases_of(op)
