@@ -21,6 +21,10 @@ models: dict[str, ModelEntry] = {}
 """Every registered model, by the name one gives to ``create_model``."""
 
 
+argument_checks: list[Callable[[type, dict[str, Any]], None]] = []
+"""Run on the arguments of every registered constructor; ``statescan.spec``, which reads types, adds one."""
+
+
 def register(cls: C) -> C:
     """Make a class available by name to Specs, configuration files and the command line, and let its instances know their arguments."""
     name = cls.__name__
@@ -36,7 +40,10 @@ def register(cls: C) -> C:
     @functools.wraps(original)
     def remember(self: Any, *args: Any, **kwargs: Any) -> None:
         if type(self) is cls:
-            object.__setattr__(self, "_arguments", signature.bind(*args, **kwargs).arguments)
+            arguments = signature.bind(*args, **kwargs).arguments
+            for check in argument_checks:
+                check(cls, arguments)
+            object.__setattr__(self, "_arguments", arguments)
         original(self, *args, **kwargs)
 
     cls.__init__ = remember  # type: ignore[misc]
@@ -143,6 +150,3 @@ def create_model(name: str, *, device: Any = None, dtype: Any = None, **override
     with torch.device(device) if device is not None else contextlib.nullcontext():
         model = spec()
     return model if dtype is None else model.to(dtype)
-
-
-Builder = Callable[..., Any]

@@ -45,7 +45,15 @@ class Spec(Generic[T]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> T:
         """Build. Positional arguments are the parent's (``d_model``); keywords override."""
-        return registry.lookup(self.name)(*args, **{**self.arguments, **kwargs})
+        cls, arguments = registry.lookup(self.name), {**self.arguments, **kwargs}
+        missing = [
+            p.name
+            for p in list(inspect.signature(cls).parameters.values())[len(args) :]
+            if p.default is p.empty and p.name not in arguments
+        ]
+        if missing:
+            raise ValueError(f"{self.name} needs {', '.join(missing)}: for example Spec({self.name!r}, {missing[0]}=...)")
+        return cls(*args, **arguments)
 
     def override(self, changes: Mapping[str, Any]) -> Spec[T]:
         """A copy with arguments changed, by name or dotted path (``{"mixer.d_state": 32}``); paths go through Specs and dictionaries."""
@@ -115,6 +123,20 @@ def _defaults(cls: type) -> tuple[tuple[str, Any], ...]:
 def defaults(cls: type) -> dict[str, Any]:
     """Argument name -> default, of those that have one."""
     return dict(_defaults(cls))
+
+
+def check_choices(cls: type, arguments: Mapping[str, Any]) -> None:
+    """A ValueError if an argument that must be one of a few words is another one: for direct calls, which no Spec has checked."""
+    for name, hint in hints_of(cls).items():
+        if name in arguments and _has_choices(hint):
+            check(arguments[name], hint, f"{cls.__name__}.{name}")
+
+
+registry.argument_checks.append(check_choices)
+
+
+def _has_choices(hint: Any) -> bool:
+    return get_origin(hint) is Literal or any(_has_choices(option) for option in get_args(hint) if not is_factory(hint))
 
 
 def is_factory(hint: Any) -> bool:

@@ -34,8 +34,10 @@ class Timeline(NamedTuple):
 
         A list of lists is a batch, one list a row; rows shorter than the longest end in positions that do not exist.
         """
-        nested: Any = [lengths] if not lengths or isinstance(lengths[0], int) else lengths
-        rows: list[list[int]] = [list(row) for row in nested]
+        if hasattr(lengths, "tolist"):
+            lengths = lengths.tolist()  # type: ignore[attr-defined]  # a tensor or an array
+        nested: Any = lengths if len(lengths) and hasattr(lengths[0], "__len__") else [lengths]
+        rows: list[list[int]] = [[int(n) for n in row] for row in nested]
         if not all(row and all(isinstance(n, int) and n > 0 for n in row) for row in rows):
             raise ValueError(f"packed(lengths) takes positive integers, at least one a row; got {lengths!r}")
         length = max(sum(row) for row in rows)
@@ -92,6 +94,8 @@ class Timeline(NamedTuple):
 
         def fit(name: str, field: Tensor | float | None) -> Tensor | float | None:
             if not isinstance(field, Tensor):
+                if name == "interval" and field is not None and not field >= 0:
+                    raise ValueError(f"timeline.interval must be a number that is not negative; got {field}")
                 return field
             if field.ndim != 2 or field.shape[0] not in (1, batch) or field.shape[1] != length:
                 raise ValueError(

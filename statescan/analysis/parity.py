@@ -92,10 +92,12 @@ def parity(model: str | nn.Module | Subject, length: int = 13) -> Parity:
         return keep
 
     hooks = [child.register_forward_pre_hook(watch(name)) for name, child in layers.items()]
-    with torch.no_grad(), recording() as ran:
+    with torch.no_grad():
         subject.call(root, x, None, None)
     for hook in hooks:
         hook.remove()
+    with torch.no_grad(), recording() as ran:  # what runs by default is what runs in float32
+        subject.call(subject.at(torch.float32), subject.inputs(2, length, torch.float32), None, None)
     found.implementations = ran
     for name in seen:  # in the order in which they ran
         layer = Subject(name, subject.module.get_submodule(name), width=seen[name].shape[-1])

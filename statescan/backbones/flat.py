@@ -116,7 +116,7 @@ class FlatBackbone(nn.Module):
         if state is not None and len(state.layers) != len(self.layers):
             raise ValueError(f"the state has {len(state.layers)} layers, the model {len(self.layers)}: it belongs to another model")
         if hasattr(self, "embedding"):
-            x = self.embedding(x)
+            x = self.embedding(hide(x, timeline))
         x = hide(x, timeline)
         if self.residual_in_fp32 and x.dtype != torch.float64:
             x = x.float()

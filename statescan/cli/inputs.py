@@ -23,7 +23,19 @@ def load_model(where: str, device: str | None = None) -> Any:
             raise ValueError(f"{where} is a run without a checkpoint yet: wait for one, or train it further")
         print(f"statescan: the run has not ended: using its checkpoint {latest.name}", file=sys.stderr)
         where = str(latest)
+    if device is not None:
+        check_device(device)
     return from_pretrained(where, device=device)
+
+
+def check_device(device: str) -> None:
+    """A ValueError if torch cannot put a tensor there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}; try --device cpu") from error
 
 
 def find(where: str, *, build: bool = True) -> tuple[ModelEntry | None, Any]:

@@ -60,6 +60,11 @@ class Bidirectional(Mixer):
             self.gate_proj = nn.Linear(d_model, d_model)
         elif merge not in ("add", "mean"):
             raise ValueError(f"merge must be add, mean, concat or gate; got {merge!r}")
+        if merge == "concat":
+            self.residual_outputs = ("out_proj",)  # type: ignore[misc]
+        else:
+            copies = ("ahead",) if tied else ("ahead", "behind")
+            self.residual_outputs = tuple(f"{copy}.{name}" for copy in copies for name in self.ahead.residual_outputs)  # type: ignore[misc]
         # capabilities are those of the mixer inside
         self.has_time = self.ahead.has_time  # type: ignore[misc]
         self.batch_dependent = self.ahead.batch_dependent  # type: ignore[misc]

@@ -257,6 +257,8 @@ def _read(model: Any, prompt: Prompt, state: State | Prefix | None, chunk_size: 
         ids[i, length - row.numel() :] = row
         mask[i, length - row.numel() :] = True
     _check_vocabulary(model, ids)
+    if isinstance(before, Prefix):
+        _check_prefix(model, before)
     ids, mask = ids.to(device), mask.to(device)
     timeline = None if bool(mask.all()) else Timeline.padded(mask)
     logits = None

@@ -83,6 +83,8 @@ class Training:
         )  # fmt: skip
         _seed(o.seed)
         built = o.model()
+        if not hasattr(built, "vocab_size"):
+            raise ValueError(f"{o.model.name} is not a language model: train takes a LanguageModel, for example mamba-tiny")
         if built.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"the model's vocabulary has {built.vocab_size} entries, the tokenizer {self.tokenizer!r} {self.tokenizer.vocab_size}: "
@@ -295,6 +297,10 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError("ema=1 would never move from the initial weights: 0.999 averages about the last 1000 steps")
     if options["precision"] not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16'; got {options['precision']!r}")
+    if not all(0 <= beta < 1 for beta in options["betas"]):
+        raise ValueError(f"betas must lie in [0, 1); got {tuple(options['betas'])}")
+    if not 0 <= options["seed"] < 2**63:
+        raise ValueError(f"seed must lie in 0..2^63-1; got {options['seed']}")
     if not isinstance(options["model"], Spec):
         raise ValueError(f"model must be a Spec: Spec(LanguageModel, ...), or find_model(name).spec; got {options['model']!r}")
 

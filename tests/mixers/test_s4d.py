@@ -261,7 +261,7 @@ def test_long_sequence_in_little_memory() -> None:
         ({"disc": "dss"}, "l_max"),
         ({"l_max": 8}, "l_max"),
         ({"dt_min": 0.2}, "dt_min"),
-        ({"init": "leg"}, "there is no initialisation 'leg'"),
+        ({"init": "leg"}, "S4D.init must be one of"),
         ({"init": "real", "real_transform": "sigmoid"}, "sigmoid reaches"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_wrong_result_is_seen() -> None:
         check_close({"y": torch.tensor([1.0, 1.0, float("nan")])}, expected, 1e-5)
 
 
-@pytest.mark.parametrize("op", list(ops))
+@pytest.mark.parametrize("op", OPS)
 def test_every_op_has_a_reference_a_portable_and_cases(op: str) -> None:
     assert {"reference", "portable"} <= ops[op].implementations.keys()
     assert {torch.float64, torch.float32} <= ops[op].tolerance.keys()
