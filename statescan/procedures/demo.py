@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from statescan.data import split_documents
 from statescan.data.sources import read_documents
 from statescan.interop.pretrained import from_pretrained
