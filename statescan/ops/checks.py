@@ -10,6 +10,8 @@ from torch import Tensor
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int | str]) -> None:
     """Compare a tensor with a shape; a string stands for any size."""
+    if tensor.shape == shape:
+        return
     if tensor.ndim != len(shape) or any(isinstance(s, int) and t != s for t, s in zip(tensor.shape, shape, strict=False)):
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}); got {tuple(tensor.shape)}")
 

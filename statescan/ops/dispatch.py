@@ -94,7 +94,7 @@ class Op:
 
 
 _forced: dict[str, str] = {}
-_history: deque[tuple[str, str, str, dict[str, str], tuple[Any, ...]]] = deque(maxlen=64)
+_history: deque[tuple[str, str, str, dict[str, str], list[Any]]] = deque(maxlen=64)
 
 
 @contextmanager
@@ -134,9 +134,9 @@ def explain(last: int = 8) -> list[Choice]:
 def _record(op: str, ran: str, why: str, refused: dict[str, str], arguments: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
         return
-    shapes = tuple((k, v.dtype, tuple(v.shape)) for k, v in arguments.items() if isinstance(v, torch.Tensor))
+    shapes = [(k, v.dtype, v.shape) for k, v in arguments.items() if isinstance(v, torch.Tensor)]
     _history.append((op, ran, why, refused, shapes))
 
 
-def _describe(shapes: tuple[Any, ...]) -> str:
+def _describe(shapes: list[Any]) -> str:
     return ", ".join(f"{name}: {str(dtype).removeprefix('torch.')}{list(shape)}" for name, dtype, shape in shapes)

@@ -107,6 +107,11 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
+def threads(operations: int) -> int:
+    """How many threads a call is worth: waking a second one costs as much as about a million operations. Bits do not depend on it."""
+    return torch.get_num_threads() if operations > 1_000_000 else 1
+
+
 # -- across the border --------------------------------------------------------------------------------------------------------
 
 

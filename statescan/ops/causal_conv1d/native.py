@@ -37,7 +37,7 @@ def _forward(
     y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty(state.shape, dtype=x.dtype)
     source = _source(x, weight.shape[1], reset, mask)
     gate.module.causal_conv1d(
-        torch.get_num_threads(), silu, (*x.shape, weight.shape[1]), view(x), view(weight), view(bias), view(state), view(reset),
+        gate.threads(2 * x.numel() * weight.shape[1]), silu, (*x.shape, weight.shape[1]), view(x), view(weight), view(bias), view(state), view(reset),
         view(mask), view(source), view(y), view(last),
     )  # fmt: skip
     return y, last
@@ -55,7 +55,7 @@ def _backward(
     part = torch.empty(x.shape[0], taps + 1, x.shape[2])
     source = _source(x, taps, reset, mask)
     gate.module.causal_conv1d_backward(
-        torch.get_num_threads(), silu, (*x.shape, taps), view(x), view(weight), view(bias), view(state), view(reset), view(mask),
+        gate.threads(2 * x.numel() * taps), silu, (*x.shape, taps), view(x), view(weight), view(bias), view(state), view(reset), view(mask),
         view(source), view(gy), view(glast), *map(view, outputs), view(part),
     )  # fmt: skip
     gx, gweight, gbias, gstate = (gate.or_empty(t) for t in outputs)

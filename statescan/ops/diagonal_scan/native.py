@@ -25,7 +25,7 @@ def _forward(
     a, b, state, reset_to = gate.rows(a), gate.rows(b), gate.rows(state), gate.rows_or_none(reset_to)
     h, last = torch.empty(b.shape, dtype=b.dtype), torch.empty(state.shape, dtype=state.dtype)
     gate.module.diagonal_scan(
-        torch.get_num_threads(), tuple(b.shape), view(a.expand(b.shape)), view(b), view(state), view(reset_to), view(reset), view(mask),
+        gate.threads(2 * b.numel()), tuple(b.shape), view(a.expand(b.shape)), view(b), view(state), view(reset_to), view(reset), view(mask),
         view(h), view(last),
     )  # fmt: skip
     return h, last
@@ -45,7 +45,7 @@ def _backward(
     each = part.expand(b.shape) if a.shape[1] == 1 else part
     previous = None if reset is None and mask is None else torch.empty((batch, length), dtype=torch.int32)
     gate.module.diagonal_scan_backward(
-        torch.get_num_threads(), tuple(b.shape), view(a.expand(b.shape)), view(b), view(state), view(reset_to), view(reset), view(mask),
+        gate.threads(2 * b.numel()), tuple(b.shape), view(a.expand(b.shape)), view(b), view(state), view(reset_to), view(reset), view(mask),
         view(h), view(previous), view(gh), view(glast), view(gb), view(gstate), view(greset),
         (part.data_ptr(), view(part)[1], *_strides(each, length)),
     )  # fmt: skip

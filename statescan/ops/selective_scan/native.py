@@ -54,7 +54,7 @@ def _forward(
     last = torch.empty((batch, width, n))
     chunks = torch.empty((batch, _chunks(length), n, width) if save else 0)
     gate.module.selective_scan(
-        torch.get_num_threads(), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
+        gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
         view(chunks if save else None),
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _backward(
     parts = [torch.empty(tiles, length, n), torch.empty(tiles, length, n), torch.empty(batch, n, width)]
     parts += [torch.empty(batch, width), torch.empty(batch, width), torch.empty((tiles, length) if interval is not None else (1, 1))]
     gate.module.selective_scan_backward(
-        torch.get_num_threads(), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
+        gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(reset_to), view(reset), view(mask), view(interval), unit, view(chunks), view(gy), view(glast),
         *map(view, outputs), *map(view, parts),
     )  # fmt: skip
