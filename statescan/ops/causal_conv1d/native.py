@@ -37,7 +37,8 @@ def _forward(
     y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty(state.shape, dtype=x.dtype)
     source = _source(x, weight.shape[1], reset, mask)
     gate.module.causal_conv1d(
-        gate.threads(2 * x.numel() * weight.shape[1]), silu, (*x.shape, weight.shape[1]), view(x), view(weight), view(bias), view(state), view(reset),
+        gate.threads(2 * x.numel() * weight.shape[1]), silu,
+        (*x.shape, weight.shape[1]), view(x), view(weight), view(bias), view(state), view(reset),
         view(mask), view(source), view(y), view(last),
     )  # fmt: skip
     return y, last

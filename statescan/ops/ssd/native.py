@@ -51,7 +51,8 @@ def _forward(
     y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty((batch, heads, p, n))
     chunks = torch.empty((batch, _chunks(length), heads, n, p) if save else 0)
     gate.module.ssd(
-        gate.threads(4 * x.numel() * B.shape[3]), softplus, low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
+        gate.threads(4 * x.numel() * B.shape[3]), softplus,
+        low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
         view(chunks if save else None),
     )  # fmt: skip
@@ -75,7 +76,8 @@ def _backward(
     parts = [torch.empty(tiles, length, n), torch.empty(tiles, length, n), torch.empty(batch, heads), torch.empty(batch, heads, p)]
     parts += [torch.empty(batch, heads), torch.empty((tiles, length) if interval is not None else (1, 1))]
     gate.module.ssd_backward(
-        gate.threads(4 * x.numel() * B.shape[3]), softplus, low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
+        gate.threads(4 * x.numel() * B.shape[3]), softplus,
+        low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
         view(delta_bias), view(reset_to), view(reset), view(mask), view(interval), unit, view(chunks), view(gy), view(glast),
         *map(view, outputs), *map(view, parts),
     )  # fmt: skip
