@@ -26,14 +26,17 @@ def models() -> str:
 
 def mixers() -> str:
     """What each mixer declares about itself."""
-    lines = ["## Mixers", "", "| mixer | what | state | elapsed time | double interval = two steps |", "|---|---|---|---|---|"]
+    lines = ["## Mixers", "", "| mixer | kind | elapsed time | a double interval is two steps |", "|---|---|---|---|"]
     for name, part in sorted(registry.parts.items()):
         if issubclass(part, Mixer):
-            what = (part.__doc__ or "").split("\n")[0].rstrip(":.")
-            row = ["causal" if issubclass(part, CausalMixer) else "looks ahead", *("yes" if flag else "no" for flag in (part.has_time,))]
-            holds = part.__dict__.get("holds_input", False)
-            lines.append(f"| `{name}` | {what} | {row[0]} | {row[1]} | {'by discretisation' if isinstance(holds, property) else 'no'} |")
+            example = part(32, **(part.examples or ({},))[0])
+            row = ["causal" if issubclass(part, CausalMixer) else "looks ahead", _yes(example.has_time), _yes(example.holds_input)]
+            lines.append(f"| `{name}` | {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 def page() -> str:

@@ -41,7 +41,7 @@ class DemoResult:
     seconds: float
 
 
-def demo(run: str = "runs/demo", steps: int = 3200, seed: int = 0, sample: int = 400, threads: int = 1) -> DemoResult:
+def demo(run: str = "runs/demo", steps: int = 2600, seed: int = 0, sample: int = 400, threads: int = 1) -> DemoResult:
     """Train a small byte-level Mamba on the Python standard library, a fixed number of steps (about four minutes on two cores).
 
     Then print what gzip -9 and xz -9 make of the same held-out files, and stream a sample. The run folder stays.
