@@ -223,9 +223,12 @@ void sum_rows(const void* context, int64_t index, char*) {
 
 }  // namespace
 
+Work causal_conv1d_work(const CausalConv& a) { return {a.batch * tiles(a) * blocks(a), 4 * E * (a.taps + 2) + 256, run}; }
+
 void causal_conv1d(const CausalConv& a) {
     if (a.source) find_sources(a);
-    parallel(a.threads, a.batch * tiles(a) * blocks(a), 4 * E * (a.taps + 2) + 256, run, &a);
+    const Work work = causal_conv1d_work(a);
+    parallel(a.threads, work.tiles, work.scratch, work.fn, &a);
 }
 
 void causal_conv1d_backward(const CausalConvGrad& a) {

@@ -7,7 +7,7 @@
 
 namespace statescan {
 
-enum Type : int32_t { kFloat = 0, kBFloat16 = 1, kBool = 2, kComplex = 3 };
+enum Type : int32_t { kFloat = 0, kBFloat16 = 1, kBool = 2, kComplex = 3, kInt8 = 4, kInt4 = 5 };
 
 // A tensor: strides in elements; the last axis is contiguous unless a kernel says otherwise. data is null for an absent tensor.
 struct View {
@@ -101,6 +101,12 @@ struct DiagonalScanGrad {
     View gh, glast;
     View gb, gstate, greset;
     View part_a;  // (B, L or 1, M): the gradient of a before the sum over what it is broadcast over; float or complex
+};
+
+// A weight (out, in) for products with a few rows. Quantised: (out, groups, bytes of a group), one scale a group: float32 (out, groups).
+struct Matrix {
+    int64_t out = 0, in = 0, group = 0;
+    View weight, scale, bias;  // bias may be absent
 };
 
 struct Kernels {

@@ -10,6 +10,12 @@ using TileFn = void (*)(const void* context, int64_t tile, char* scratch);
 // holds anything. A tile's work does not depend on the thread that does it, so results are the same bits at any number of threads.
 void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context);
 
+// What a call to parallel() needs besides its context: a program of many calls runs their tiles in one parallel region.
+struct Work {
+    int64_t tiles, scratch;
+    TileFn fn;
+};
+
 // Takes GOMP_parallel and its companions from the library at `path`, which must be loaded already; null searches the process.
 bool find_openmp(const char* path);
 

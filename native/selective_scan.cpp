@@ -123,8 +123,13 @@ void run(const void* context, int64_t index, char* scratch) {
 
 }  // namespace
 
+Work selective_scan_work(const SelectiveScan& a) {
+    return {a.batch * a.groups * tiles_per_group(a), ScanChunk::bytes(a.n), few(a) ? run_few : run};
+}
+
 void selective_scan(const SelectiveScan& a) {
-    parallel(a.threads, a.batch * a.groups * tiles_per_group(a), ScanChunk::bytes(a.n), few(a) ? run_few : run, &a);
+    const Work work = selective_scan_work(a);
+    parallel(a.threads, work.tiles, work.scratch, work.fn, &a);
 }
 
 }  // namespace STATESCAN_ISA

@@ -138,14 +138,18 @@ void recurrent(const void* context, int64_t index, char* scratch) {
 
 }  // namespace
 
-void ssd(const Ssd& a) {
+Work ssd_work(const Ssd& a) {
     const int64_t np = ceil_to(a.n, W), pp = ceil_to(a.p, W);
     if (a.length <= kRecurrent && !a.chunks) {
         const int64_t bytes = 4 * (2 * a.length * (np + pp) + np + pp + Steps::kRows * T) + 64 * 32;
-        parallel(a.threads, a.batch * a.heads, bytes, recurrent, &a);
-        return;
+        return {a.batch * a.heads, bytes, recurrent};
     }
-    parallel(a.threads, a.batch * a.groups * head_tiles(a), Chunk::bytes(np, pp), run, &a);
+    return {a.batch * a.groups * head_tiles(a), Chunk::bytes(np, pp), run};
+}
+
+void ssd(const Ssd& a) {
+    const Work work = ssd_work(a);
+    parallel(a.threads, work.tiles, work.scratch, work.fn, &a);
 }
 
 }  // namespace STATESCAN_ISA
