@@ -101,7 +101,7 @@ def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
 def scan_(a: Tensor, h: Tensor) -> None:
     """In place: h holds b (and, in its first position, what comes from before) and becomes the solution. Shapes as above, `a` expanded."""
     length = h.shape[1]
-    if length <= 2 * BLOCK or (h.device.type == "cpu" and h[:, 0].numel() >= WIDE):
+    if _plain(h):
         _one_by_one_(a, h, 1)
         return
     blocks = length // BLOCK
@@ -115,6 +115,24 @@ def scan_(a: Tensor, h: Tensor) -> None:
     scan_(decay[:, :, -1], ends)
     inner[:, 1:].addcmul_(decay[:, 1:], ends[:, :-1].unsqueeze(2))
     _one_by_one_(a, h, head)
+
+
+def scan_back_(a: Tensor, g: Tensor) -> None:
+    """In place, from the last position to the first: g_t += a_{t+1} g_{t+1}. ``a`` has g's shape; a_0 is not used."""
+    if not _plain(g):
+        following = torch.cat([a[:, 1:], a[:, :1]], dim=1).flip(1)
+        turned = g.flip(1)
+        scan_(following, turned)
+        g.copy_(turned.flip(1))
+        return
+    decays, rows = a.unbind(1), g.unbind(1)
+    for t in range(g.shape[1] - 1, 0, -1):
+        rows[t - 1].addcmul_(decays[t], rows[t])
+
+
+def _plain(h: Tensor) -> bool:
+    """Whether a plain loop is the fastest."""
+    return h.shape[1] <= 2 * BLOCK or (h.device.type == "cpu" and h[:, 0].numel() >= WIDE)
 
 
 def _one_by_one_(a: Tensor, h: Tensor, start: int) -> None:

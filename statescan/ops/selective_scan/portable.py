@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statescan.ops.diagonal_scan.portable import linear_scan, scan_
+from statescan.ops.diagonal_scan.portable import linear_scan, scan_, scan_back_
 from statescan.ops.positions import elapsed, existing
 from statescan.ops.selective_scan import op
 
@@ -102,10 +102,15 @@ class _Blocks:
         """And back."""
         return state.mT.flatten(1, 2).contiguous()
 
-    def states(self, span: slice, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Every state of a block (B, T, G, N, F), exp(delta A), and the decay that acts: zero at a reset."""
-        factor = (self.delta[:, span] * self.A).exp_()
-        h = self.u[:, span] * self.B[:, span].unsqueeze(-1)
+    def room(self) -> Tensor:
+        """(B, T, G, N, F) for the longest block. Blocks take turns in it: fresh memory would be cleared by the system each time."""
+        batch, *rest = self.state.shape
+        return self.state.new_empty(batch, self.spans[0].stop, *rest)
+
+    def states(self, span: slice, before: Tensor, h: Tensor, factor: Tensor) -> Tensor:
+        """Fill ``h`` with every state of a block (B, T, G, N, F) and ``factor`` with exp(delta A); the decay that acts: zero at a reset."""
+        torch.mul(self.delta[:, span], self.A, out=factor).exp_()
+        torch.mul(self.u[:, span], self.B[:, span].unsqueeze(-1), out=h)
         decay = factor
         if self.flag is not None:
             assert self.reset_to is not None
@@ -114,7 +119,7 @@ class _Blocks:
             decay = factor.masked_fill(flag, 0.0)
         h[:, 0].addcmul_(decay[:, 0], before)
         scan_(decay, h)
-        return h, factor, decay
+        return decay
 
 
 @torch.library.custom_op("statescan::selective_scan_blocks", mutates_args=())
@@ -126,14 +131,20 @@ def _scan(
         blocks = _Blocks(u, delta, A, B, C, state, reset, reset_to)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         rows = y.view_as(blocks.u)
-        h, kept = blocks.state, [blocks.state.unsqueeze(0)]
+        # One more than there are chunks, so that tracing need not ask whether the length is below CHUNK: the last state stands at the end.
+        kept = blocks.state.new_empty(blocks.length // CHUNK + 2, *blocks.state.shape)
+        kept[0] = h = blocks.state
+        rooms = blocks.room(), blocks.room()
         for span in blocks.spans:
-            all_h, _, _ = blocks.states(span, h)
+            all_h, factor = (room[:, : span.stop - span.start] for room in rooms)
+            blocks.states(span, h, all_h, factor)
             rows[:, span] = blocks.C[:, span].unsqueeze(3) @ all_h
             h = all_h[:, -1].clone()
-            kept.append(all_h[:, CHUNK - 1 :: CHUNK].transpose(0, 1))
-        # Never a single one, so that tracing need not ask whether the length is below CHUNK: the last state stands at the end.
-        return y, blocks.outer(h), torch.cat([*kept, h.unsqueeze(0)])
+            first = span.start // CHUNK + 1
+            ends = all_h[:, CHUNK - 1 :: CHUNK].transpose(0, 1)
+            kept[first : first + ends.shape[0]] = ends
+        kept[-1] = h
+        return y, blocks.outer(h), kept
 
 
 @_scan.register_fake
@@ -171,30 +182,33 @@ def _scan_backward(
         grad_A = torch.zeros_like(blocks.A)
         grad_reset_to = None if blocks.reset_to is None else torch.zeros_like(blocks.reset_to)
         carried = blocks.inner(grad_last)  # what the block's last state receives from later positions
+        rooms, ones = [blocks.room() for _ in range(3)], blocks.A.new_ones(1, A.shape[1])
         for span in reversed(blocks.spans):
             before = kept[span.start // CHUNK]
-            h, factor, decay = blocks.states(span, before)
-            g = blocks.C[:, span].unsqueeze(-1) * grad_y[:, span]  # (B, T, G, N, F)
+            h, factor, g = (room[:, : span.stop - span.start] for room in rooms)
+            decay = blocks.states(span, before, h, factor)
             grad_C[:, span] = (h @ grad_y[:, span].mT).squeeze(-1)
+            torch.mul(blocks.C[:, span].unsqueeze(-1), grad_y[:, span], out=g)
             g[:, -1] += carried
-            following = torch.cat([decay[:, 1:], decay[:, :1]], dim=1).flip(1)  # the last one is not used
-            g = g.flip(1)
-            scan_(following, g)
-            g = g.flip(1)
+            scan_back_(decay, g)
             carried = decay[:, 0] * g[:, 0]
             grad_u[:, span] = blocks.B[:, span].unsqueeze(3) @ g
             grad_B[:, span] = (g @ blocks.u[:, span].mT).squeeze(-1)
-            previous = torch.cat([before.unsqueeze(1), h[:, :-1]], dim=1)
             g *= factor
-            if blocks.flag is not None:
+            if blocks.flag is None:
+                g[:, 1:] *= h[:, :-1]
+                g[:, 0] *= before
+            else:
                 assert blocks.reset_to is not None
                 assert grad_reset_to is not None
                 flag = blocks.flag[:, span]
                 grad_reset_to += torch.where(flag, g, 0.0).sum(1)
-                previous = torch.where(flag, blocks.reset_to.unsqueeze(1), previous)
-            g *= previous
-            grad_delta[:, span] = (g * blocks.A).sum(3, keepdim=True)
-            grad_A += (g * blocks.delta[:, span]).sum((0, 1))
+                previous = torch.cat([before.unsqueeze(1), h[:, :-1]], dim=1)
+                g *= torch.where(flag, blocks.reset_to.unsqueeze(1), previous)
+            torch.mul(g, blocks.A, out=h)
+            grad_delta[:, span] = ones @ h
+            g *= blocks.delta[:, span]
+            grad_A += g.sum((0, 1))
         return (
             grad_u.reshape(u.shape),
             grad_delta.reshape(delta.shape),
