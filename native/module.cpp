@@ -1,8 +1,10 @@
 // The Python binding. A tensor arrives as the tuple (address, type, stride, ...), an absent one as (); native_gate.py makes them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -95,6 +97,59 @@ statescan::DiagonalScan diagonal_scan(int threads, nb::tuple s, View a, View b, 
     return {threads, size(s, 0), size(s, 1), size(s, 2), a, b, state, reset_to, line(reset, mask, {}, 1), h, last};
 }
 
+statescan::Matrix matrix(int64_t out, int64_t in, int64_t group, View weight, View scale, View bias) {
+    return {out, in, group, weight, scale, bias};
+}
+
+// Instructions of a decoding step; see kernels.h. Addresses of weights are final, the Python side keeps the tensors alive.
+class Program {
+public:
+    statescan::Instruction& add(statescan::Instruction::Kind kind, int64_t source, int64_t target, int64_t width) {
+        statescan::Instruction i{kind};
+        i.source = source;
+        i.target = target;
+        i.width = width;
+        return instructions_.emplace_back(i);
+    }
+    void scan(const statescan::SelectiveScan& a) {
+        add(statescan::Instruction::kSelective, 0, 0, 0).index = static_cast<int64_t>(scans_.size());
+        scans_.push_back(a);
+    }
+    void embed(int64_t target, int64_t width, int64_t vocabulary, View table) {
+        add(statescan::Instruction::kEmbed, 0, target, width).matrix.weight = table;
+        vocabulary_ = vocabulary;
+    }
+    void conv(const statescan::CausalConv& a) {
+        add(statescan::Instruction::kConv, 0, 0, 0).index = static_cast<int64_t>(convs_.size());
+        convs_.push_back(a);
+    }
+    void ssd(const statescan::Ssd& a) {
+        add(statescan::Instruction::kSsd, 0, 0, 0).index = static_cast<int64_t>(ssds_.size());
+        ssds_.push_back(a);
+    }
+    void run(int threads, int64_t rows, uintptr_t ids, uintptr_t workspace, int64_t stride, uintptr_t output, int64_t output_stride,
+             const std::vector<uintptr_t>& before, const std::vector<uintptr_t>& after) const {
+        if (instructions_.empty()) return;
+        for (int64_t r = 0; r < rows && vocabulary_ > 0; ++r) {
+            const int64_t id = reinterpret_cast<const int64_t*>(ids)[r];
+            if (id < 0 || id >= vocabulary_)
+                throw nb::value_error(("token id " + std::to_string(id) + " lies outside the vocabulary of " + std::to_string(vocabulary_)).c_str());
+        }
+        nb::gil_scoped_release release;
+        kernels.run_program({{instructions_.data(), static_cast<int64_t>(instructions_.size()), stride, convs_.data(), scans_.data(), ssds_.data()},
+                             threads, rows, reinterpret_cast<const int64_t*>(ids), reinterpret_cast<float*>(workspace),
+                             reinterpret_cast<float*>(output), output_stride, reinterpret_cast<float* const*>(before.data()),
+                             reinterpret_cast<float* const*>(after.data())});
+    }
+
+private:
+    int64_t vocabulary_ = 0;
+    std::vector<statescan::Instruction> instructions_;
+    std::vector<statescan::CausalConv> convs_;
+    std::vector<statescan::SelectiveScan> scans_;
+    std::vector<statescan::Ssd> ssds_;
+};
+
 #define NOGIL nb::gil_scoped_release release
 #define V const View&
 
@@ -170,4 +225,45 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.diagonal_scan_backward(f);
     });
+    m.def("product", [](int threads, int64_t rows, int64_t out, int64_t in, int64_t group, V weight, V scale, V bias, V x, V y) {
+        const statescan::Product a{threads, rows, matrix(out, in, group, weight, scale, bias), x, y};
+        NOGIL;
+        kernels.product(a);
+    });
+
+    using Kind = statescan::Instruction;
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<>())
+        .def("embed", &Program::embed)
+        .def("norm", [](Program& p, int64_t source, int64_t target, int64_t width, V weight, float eps) {
+            auto& i = p.add(Kind::kNorm, source, target, width);
+            i.matrix.weight = weight;
+            i.eps = eps;
+        })
+        .def("linear", [](Program& p, int64_t source, int64_t target, bool add, int64_t out, int64_t in, int64_t group, V weight, V scale, V bias) {
+            auto& i = p.add(Kind::kLinear, source, target, out);
+            i.matrix = matrix(out, in, group, weight, scale, bias);
+            i.add = add;
+        })
+        .def("conv", [](Program& p, bool silu, nb::tuple s, V x, V weight, V bias, V state, V y, V last) {
+            p.conv(causal_conv1d(1, silu, s, x, weight, bias, state, {}, {}, {}, y, last));
+        })
+        .def("selective_scan", [](Program& p, bool softplus, nb::tuple s, V x, V delta, V A, V B, V C, V D, V z, V bias, V state, V y, V last) {
+            p.scan(selective_scan(1, softplus, s, x, delta, A, B, C, D, z, bias, state, {}, {}, {}, {}, 1, y, last, {}));
+        })
+        .def("ssd", [](Program& p, bool softplus, float low, float high, nb::tuple s, V x, V delta, V A, V B, V C, V D, V bias, V state, V y,
+                       V last) { p.ssd(ssd(1, softplus, low, high, s, x, delta, A, B, C, D, bias, state, {}, {}, {}, {}, 1, y, last, {})); })
+        .def("gated_norm", [](Program& p, int64_t source, int64_t gate, int64_t target, int64_t width, int64_t groups, V weight, float eps,
+                              bool gate_last) {
+            auto& i = p.add(Kind::kGatedNorm, source, target, width);
+            i.other = gate;
+            i.groups = groups;
+            i.matrix.weight = weight;
+            i.eps = eps;
+            i.gate_last = gate_last;
+        })
+        .def("gated_unit", [](Program& p, int64_t source, int64_t gate, int64_t target, int64_t width) {
+            p.add(Kind::kGatedUnit, source, target, width).other = gate;
+        })
+        .def("run", &Program::run);
 }

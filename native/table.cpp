@@ -11,10 +11,12 @@ void ssd(const Ssd&);
 void ssd_backward(const SsdGrad&);
 void diagonal_scan(const DiagonalScan&);
 void diagonal_scan_backward(const DiagonalScanGrad&);
+void product(const Product&);
+void run_program(const ProgramRun&);
 
 Kernels table() {
     return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
-            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward};
+            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward, product, run_program};
 }
 
 }  // namespace STATESCAN_ISA

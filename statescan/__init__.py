@@ -7,6 +7,7 @@
 
 from statescan import models, ops, state
 from statescan.backbones import FlatBackbone, Pyramid
+from statescan.engine import Engine
 from statescan.heads import Classifier, ImageClassifier, LanguageModel
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
 from statescan.mixers import S4D, SS2D, Bidirectional, Mamba, Mamba2
@@ -26,6 +27,7 @@ __all__ = [
     "Bidirectional",
     "CausalMixer",
     "Classifier",
+    "Engine",
     "FlatBackbone",
     "ImageClassifier",
     "LanguageModel",

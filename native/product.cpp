@@ -1,0 +1,92 @@
+#include "product.h"
+
+namespace statescan {
+namespace STATESCAN_ISA {
+namespace {
+
+template <int type>
+STATESCAN_INLINE vf weights(const char* row, int64_t k) {
+    return type == kFloat ? load(reinterpret_cast<const float*>(row) + k) : from_bf16(row + 2 * k);
+}
+
+template <int type>
+STATESCAN_INLINE float weight(const char* row, int64_t k) {
+    if (type == kFloat) return reinterpret_cast<const float*>(row)[k];
+    uint16_t half;
+    memcpy(&half, row + 2 * k, 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+// O outputs of R rows: O * R sums stay in registers, and a weight is read once for all of the rows.
+template <int type, int O, int R>
+void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y, int64_t y_stride) {
+    const char* row[O];
+    for (int i = 0; i < O; ++i) row[i] = w.weight.at(o + i);
+    vf sums[O][R] = {};
+    constexpr int64_t size = type == kFloat ? 4 : 2;
+    const int64_t ahead = O * w.weight.stride[0] * size;  // the rows that come next: rows are too short for the hardware to look ahead
+    int64_t k = 0;
+    for (; k + W <= w.in; k += W) {
+        vf v[O];
+        for (int i = 0; i < O; ++i) {
+            __builtin_prefetch(row[i] + ahead + k * size);
+            v[i] = weights<type>(row[i], k);
+        }
+        for (int r = 0; r < R; ++r) {
+            const vf u = load(x + r * x_stride + k);
+            for (int i = 0; i < O; ++i) sums[i][r] += v[i] * u;
+        }
+    }
+    for (int i = 0; i < O; ++i)
+        for (int r = 0; r < R; ++r) {
+            float total = sum(sums[i][r]);
+            for (int64_t j = k; j < w.in; ++j) total += weight<type>(row[i], j) * x[r * x_stride + j];
+            y[r * y_stride + o + i] = w.bias ? total + *w.bias.f(o + i) : total;
+        }
+}
+
+template <int type, int O>
+void outputs(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t o, float* y, int64_t y_stride) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) dots<type, O, 4>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    for (; r + 2 <= rows; r += 2) dots<type, O, 2>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    for (; r < rows; ++r) dots<type, O, 1>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+}
+
+template <int type>
+void floats(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    int64_t o = first;
+    if (rows == 1)
+        for (; o + 4 <= last; o += 4) outputs<type, 4>(w, x, x_stride, rows, o, y, y_stride);
+    for (; o + 3 <= last; o += 3) outputs<type, 3>(w, x, x_stride, rows, o, y, y_stride);
+    for (; o < last; ++o) outputs<type, 1>(w, x, x_stride, rows, o, y, y_stride);
+}
+
+}  // namespace
+
+void product(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride,
+             Arena&) {
+    if (w.weight.type == kFloat) floats<kFloat>(w, x, x_stride, rows, first, last, y, y_stride);
+    else floats<kBFloat16>(w, x, x_stride, rows, first, last, y, y_stride);
+}
+
+int64_t product_scratch(const Matrix&, int64_t) { return 64; }
+
+namespace {
+
+void run(const void* context, int64_t index, char* scratch) {
+    const Product& a = *static_cast<const Product*>(context);
+    Arena arena{scratch};
+    const int64_t first = index * product_tile(a.matrix), last = least(a.matrix.out, first + product_tile(a.matrix));
+    product(a.matrix, a.x.f(0), a.x.stride[0], a.rows, first, last, a.y.f(0), a.y.stride[0], arena);
+}
+
+}  // namespace
+
+void product(const Product& a) { parallel(a.threads, product_tiles(a.matrix), product_scratch(a.matrix, a.rows), run, &a); }
+
+}  // namespace STATESCAN_ISA
+}  // namespace statescan

@@ -1,0 +1,212 @@
+// Decoding: a program of instructions over fixed tiles, run by all threads in one parallel region. Tiles are handed out in order by a
+// counter; a thread that draws a tile of an instruction waits until every tile of the instructions before it is done. A tile's work does
+// not depend on the thread that does it.
+#include <sched.h>
+
+#include "product.h"
+
+namespace statescan {
+namespace STATESCAN_ISA {
+
+Work selective_scan_work(const SelectiveScan&);
+Work causal_conv1d_work(const CausalConv&);
+Work ssd_work(const Ssd&);
+
+namespace {
+
+constexpr int64_t kSpin = 2000;  // looks before the thread offers its core to others
+
+STATESCAN_INLINE void wait_for(const int64_t* done, int64_t count) {
+    for (int64_t looks = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < count; ++looks) {
+        if (looks > kSpin) sched_yield();
+#if defined(__x86_64__)
+        else _mm_pause();
+#endif
+    }
+}
+
+// Views whose data is an offset into the workspace, or the number of a state.
+STATESCAN_INLINE void locate(View& v, const ProgramRun& run) {
+    v.data = reinterpret_cast<char*>(run.workspace) + reinterpret_cast<intptr_t>(v.data);
+    v.stride[0] = run.program.stride;
+}
+STATESCAN_INLINE void locate_state(View& v, float* const* states) {
+    v.data = reinterpret_cast<char*>(states[reinterpret_cast<intptr_t>(v.data)]);
+}
+
+CausalConv located(const ProgramRun& run, CausalConv a) {
+    a.batch = run.rows;
+    locate(a.x, run);
+    locate(a.y, run);
+    locate_state(a.state, run.before);
+    locate_state(a.last, run.after);
+    return a;
+}
+
+SelectiveScan located(const ProgramRun& run, SelectiveScan a) {
+    a.batch = run.rows;
+    View* const views[] = {&a.x, &a.delta, &a.B, &a.C, &a.z, &a.y};
+    for (View* v : views) locate(*v, run);
+    locate_state(a.state, run.before);
+    locate_state(a.last, run.after);
+    return a;
+}
+
+Ssd located(const ProgramRun& run, Ssd a) {
+    a.batch = run.rows;
+    View* const views[] = {&a.x, &a.delta, &a.B, &a.C, &a.y};
+    for (View* v : views) locate(*v, run);
+    locate_state(a.state, run.before);
+    locate_state(a.last, run.after);
+    return a;
+}
+
+struct Extent {
+    int64_t tiles, scratch;
+};
+
+Extent extent(const ProgramRun& run, const Instruction& i) {
+    Work work{run.rows, 64, nullptr};
+    switch (i.kind) {
+        case Instruction::kLinear: return {product_tiles(i.matrix), product_scratch(i.matrix, run.rows) + ceil_to(4 * run.rows * product_tile(i.matrix), 64)};
+        case Instruction::kConv: work = causal_conv1d_work(located(run, run.program.convs[i.index])); break;
+        case Instruction::kSelective: work = selective_scan_work(located(run, run.program.scans[i.index])); break;
+        case Instruction::kSsd: work = ssd_work(located(run, run.program.ssds[i.index])); break;
+        default: break;
+    }
+    return {work.tiles, work.scratch};
+}
+
+// weight * x / sqrt(mean(x^2) + eps)
+void norm(const float* x, const View& weight, int64_t first, int64_t width, float eps, float* y) {
+    vf squares = splat(0);
+    float tail = 0;
+    int64_t k = 0;
+    for (; k + W <= width; k += W) squares += load(x + k) * load(x + k);
+    for (; k < width; ++k) tail += x[k] * x[k];
+    const float mean = (sum(squares) + tail) / static_cast<float>(width) + eps;
+    const float scale = 1.0f / __builtin_sqrtf(mean);
+    const bool half = weight.type == kBFloat16;
+    for (k = 0; k + W <= width; k += W) {
+        const char* w = weight.at(first + k);
+        store(y + k, load(x + k) * scale * (half ? from_bf16(w) : load(reinterpret_cast<const float*>(w))));
+    }
+    for (; k < width; ++k) {
+        float w[W];
+        load_row(weight.at(first + k), weight.type, 1, w);
+        y[k] = x[k] * scale * w[0];
+    }
+}
+
+// y * silu(z)
+void gate(float* y, const float* z, int64_t width) {
+    int64_t k = 0;
+    for (; k + W <= width; k += W) {
+        const vf v = load(z + k);
+        store(y + k, load(y + k) * v * sigmoid(v));
+    }
+    for (; k < width; ++k) {
+        const vf v = splat(z[k]);
+        y[k] = y[k] * (v * sigmoid(v))[0];
+    }
+}
+
+void gated_norm(const Instruction& i, float* row) {
+    float *y = row + i.source, *target = row + i.target;
+    const float* z = row + i.other;
+    if (!i.gate_last) gate(y, z, i.width);
+    const int64_t part = i.width / i.groups;
+    if (i.matrix.weight) for (int64_t g = 0; g < i.groups; ++g) norm(y + g * part, i.matrix.weight, g * part, part, i.eps, target + g * part);
+    else memcpy(target, y, static_cast<size_t>(4 * i.width));
+    if (i.gate_last) gate(target, z, i.width);
+}
+
+void linear(const ProgramRun& run, const Instruction& i, int64_t tile, Arena& arena) {
+    const Matrix& w = i.matrix;
+    const int64_t size = product_tile(w), first = tile * size, last = least(w.out, first + size), stride = run.program.stride;
+    const float* x = run.workspace + i.source;
+    float* y = i.target == kOutput ? run.output : run.workspace + i.target;
+    const int64_t y_stride = i.target == kOutput ? run.output_stride : stride;
+    if (!i.add) {
+        product(w, x, stride, run.rows, first, last, y, y_stride, arena);
+        return;
+    }
+    float* part = arena.floats(run.rows * size);
+    product(w, x, stride, run.rows, first, last, part - first, size, arena);
+    for (int64_t r = 0; r < run.rows; ++r)
+        for (int64_t o = first; o < last; ++o) y[r * y_stride + o] += part[r * size + o - first];
+}
+
+void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* scratch) {
+    float* row = run.workspace + tile * run.program.stride;  // for what has a tile a row
+    Arena arena{scratch};
+    switch (i.kind) {
+        case Instruction::kEmbed: {
+            float rest[W];
+            const int64_t whole = i.width / W * W;
+            const char* from = i.matrix.weight.at(run.ids[tile]);
+            load_row(from, i.matrix.weight.type, whole, row + i.target);
+            if (whole < i.width) {
+                load_row(from + whole * i.matrix.weight.bytes(), i.matrix.weight.type, i.width - whole, rest);
+                memcpy(row + i.target + whole, rest, static_cast<size_t>(4 * (i.width - whole)));
+            }
+            return;
+        }
+        case Instruction::kNorm: return norm(row + i.source, i.matrix.weight, 0, i.width, i.eps, row + i.target);
+        case Instruction::kGatedNorm: return gated_norm(i, row);
+        case Instruction::kGatedUnit:
+            memcpy(row + i.target, row + i.source, static_cast<size_t>(4 * i.width));
+            return gate(row + i.target, row + i.other, i.width);
+        case Instruction::kLinear: return linear(run, i, tile, arena);
+        case Instruction::kConv: {
+            const CausalConv a = located(run, run.program.convs[i.index]);
+            return causal_conv1d_work(a).fn(&a, tile, scratch);
+        }
+        case Instruction::kSelective: {
+            const SelectiveScan a = located(run, run.program.scans[i.index]);
+            return selective_scan_work(a).fn(&a, tile, scratch);
+        }
+        case Instruction::kSsd: {
+            const Ssd a = located(run, run.program.ssds[i.index]);
+            return ssd_work(a).fn(&a, tile, scratch);
+        }
+    }
+}
+
+struct Shared {
+    const ProgramRun* run;
+    alignas(64) mutable int64_t next;
+    alignas(64) mutable int64_t done;
+};
+
+void work(const void* context, int64_t, char* scratch) {
+    const Shared& shared = *static_cast<const Shared*>(context);
+    const ProgramRun& run = *shared.run;
+    int64_t i = 0, begin = 0, end = extent(run, run.program.instructions[0]).tiles;
+    for (;;) {
+        const int64_t ticket = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+        while (ticket >= end) {
+            if (++i == run.program.count) return;
+            begin = end;
+            end += extent(run, run.program.instructions[i]).tiles;
+        }
+        wait_for(&shared.done, begin);
+        execute(run, run.program.instructions[i], ticket - begin, scratch);
+        __atomic_fetch_add(&shared.done, 1, __ATOMIC_RELEASE);
+    }
+}
+
+}  // namespace
+
+void run_program(const ProgramRun& run) {
+    int64_t scratch = 64;
+    for (int64_t i = 0; i < run.program.count; ++i) {
+        const int64_t needed = extent(run, run.program.instructions[i]).scratch;
+        if (needed > scratch) scratch = needed;
+    }
+    const Shared shared{&run, 0, 0};
+    parallel(run.threads, run.threads, scratch, work, &shared);
+}
+
+}  // namespace STATESCAN_ISA
+}  // namespace statescan

@@ -1,0 +1,219 @@
+"""The engine: a language model's step as one native program, with the model's own modules called where they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from statescan.backbones import FlatState
+from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
+from statescan.engine.steps import LOWERINGS
+from statescan.heads import LanguageModel
+from statescan.heads.language import LogitsAt
+from statescan.ops import native_gate as gate
+from statescan.protocols import Bus
+from statescan.timeline import Timeline
+
+
+class _Part(NamedTuple):
+    """A piece of the model: how it is written as instructions, how it is called, and the layer whose state it holds."""
+
+    name: str
+    write: Callable[[Builder], None]
+    call: Callable[[_Step], None]
+    layer: int | None = None
+
+
+@dataclass
+class _Step:
+    """What the segments of one step share."""
+
+    ids: Tensor
+    rows: Tensor
+    """(B, floats): the workspace."""
+    before: FlatState
+    after: list[Any]
+    logits: Tensor
+    bus: Bus
+
+
+class Engine:
+    """Inference over a :class:`~statescan.LanguageModel`, with its contract: ``scan`` a prompt, then ``step`` token by token.
+
+    A step reads every weight once, where it lies: float32, bfloat16 or quantised (:func:`statescan.quantize`). All threads run one
+    program of instructions over fixed tiles, so the result has the same bits at any number of threads, and a row has the same bits alone
+    and in a batch. Activations are float32 whatever the weights' storage, and so are the logits.
+
+    Only plain modules are read: exactly ``nn.Linear`` and the library's own layers, without hooks, parametrisations or tensor
+    subclasses, on the CPU. A layer that is anything else is called as ever, and ``engine.called`` says which and why. A weight that
+    changes after the engine was made makes the next step raise: make a new engine (it costs milliseconds and copies no matrix). Hooks
+    added later are not seen.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"Engine takes a LanguageModel; got {type(model).__name__}: call the model's own scan and step")
+        self.model = model
+        self.called: dict[str, str] = {}
+        """The parts of the model that are called instead of read, and why."""
+        self._workspace = Workspace()
+        d_model = model.d_model
+        self._stream, self._hidden = self._workspace.reserve(d_model), self._workspace.reserve(d_model)
+        self._workspace.mark()
+        self._segments: list[Callable[[_Step], None]] = []
+        self._watched: list[tuple[nn.Module, str]] = []
+        native: _Native | None = None
+        for part in self._parts():
+            reason = self._why_not(part)
+            if reason is not None:
+                self.called[part.name] = reason
+                self._segments.append(part.call)
+                native = None
+                continue
+            if native is None:
+                native = _Native(Builder(self._workspace))
+                self._segments.append(native.run)
+            part.write(native.builder)
+            self._workspace.release()
+            if part.layer is not None:
+                native.add_layer(part.layer)
+            self._watched += native.builder.watched
+            native.builder.watched = []
+        self._seen = self._fingerprint()
+
+    # -- the model's contract ---------------------------------------------------------------------------------------------------
+
+    def init_state(self, batch_size: int) -> FlatState:
+        """The state before the first token."""
+        return self.model.init_state(batch_size)
+
+    @torch.no_grad()
+    def scan(
+        self, ids: Tensor, state: FlatState | None = None, timeline: Timeline | None = None, *, logits_at: LogitsAt = "all"
+    ) -> tuple[Tensor, FlatState]:
+        """A chunk: ids (B, L) -> float32 logits (B, L, V), or (B, V) at one position a row, and the state."""
+        logits, state = self.model.scan(ids, state, timeline, logits_at=logits_at)
+        return logits.float(), state
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, state: FlatState, timeline: Timeline | None = None) -> tuple[Tensor, FlatState]:
+        """One token a row: ids (B,) -> float32 logits (B, V) and the state. Rows may be of any age. A timeline takes the model's step."""
+        if timeline is not None:
+            logits, state = self.model.step(ids, state, timeline)
+            return logits.float(), state
+        if ids.ndim != 1 or ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"ids must be integers of shape (batch,); got {ids.dtype} {tuple(ids.shape)}")
+        if len(state.layers) != len(self.model.backbone.layers):
+            raise ValueError(f"the state has {len(state.layers)} layers, the model {len(self.model.backbone.layers)}")
+        if self._fingerprint() != self._seen:
+            raise RuntimeError("a weight of the model changed after the engine was made: make a new Engine(model)")
+        batch = ids.shape[0]
+        step = _Step(
+            ids=ids.long().contiguous(),
+            rows=torch.empty(batch, self._workspace.stride),
+            before=state,
+            after=[()] * len(state.layers),
+            logits=torch.empty(batch, self.model.lm_head.out_features),
+            bus={},
+        )
+        for segment in self._segments:
+            segment(step)
+        return step.logits, FlatState(tuple(step.after))
+
+    def __repr__(self) -> str:
+        parts = 2 + len(self.model.backbone.layers)
+        lines = [f"Engine: {parts - len(self.called)} of {parts} parts run natively ({gate.instruction_set()})"]
+        return "\n".join(lines + [f"  {name} is called: {why}" for name, why in self.called.items()])
+
+    # -- making it ----------------------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> list[_Part]:
+        backbone, head = self.model.backbone, self.model.lm_head
+
+        def embed(step: _Step) -> None:
+            self._rows(step)[:] = backbone.embedding(step.ids)
+
+        def finish(b: Builder) -> None:
+            b.norm(backbone.norm_f, self._stream, self._hidden)
+            b.linear(head, self._hidden, OUTPUT)
+
+        def logits(step: _Step) -> None:
+            h = backbone.norm_f(self._rows(step))
+            step.logits = head(h).float()
+
+        parts = [_Part("embedding", lambda b: b.embed(backbone.embedding, self._stream), embed)]
+        parts += [self._layer(i, layer) for i, layer in enumerate(backbone.layers)]
+        return [*parts, _Part("head", finish, logits)]
+
+    def _layer(self, i: int, layer: Any) -> _Part:
+        def write(b: Builder) -> None:
+            lowering = LOWERINGS.get(type(layer.mixer))
+            if lowering is None:
+                raise Unplain(f"there is no native step for {type(layer.mixer).__name__}")
+            b.read(layer, type(layer))
+            b.read(layer.mixer, type(layer.mixer))
+            b.norm(layer.norm, self._stream, self._hidden)
+            lowering(b, layer.mixer, self._hidden, self._stream)
+
+        def call(step: _Step) -> None:
+            x, after = layer(self._rows(step).unsqueeze(1), None, state=step.before.layers[i], bus=step.bus)
+            self._rows(step)[:] = x.squeeze(1)
+            step.after[i] = after
+
+        return _Part(f"layer {i}", write, call, i)
+
+    def _rows(self, step: _Step) -> Tensor:
+        """(B, D): the residual stream in the workspace."""
+        return step.rows[:, self._stream : self._stream + self.model.d_model]
+
+    def _why_not(self, part: _Part) -> str | None:
+        """Tries the part on a builder that is thrown away."""
+        if gate.module is None:
+            return gate.unavailable
+        try:
+            part.write(Builder(Workspace()))
+        except Unplain as reason:
+            return str(reason)
+        return None
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Address and version of every weight that is read: changes in place, replaced parameters and moved storage all show."""
+        tensors = [getattr(module, name) for module, name in self._watched]
+        return [(0, 0) if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+class _Native:
+    """A run of parts in one program, and the states that it advances."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.layers: list[tuple[int, int, int]] = []
+        """(layer, first state, end)"""
+
+    def add_layer(self, layer: int) -> None:
+        """The states that the builder has declared since the last layer are this layer's."""
+        first = self.layers[-1][2] if self.layers else 0
+        self.layers.append((layer, first, len(self.builder.state_shapes)))
+
+    def run(self, step: _Step) -> None:
+        """Advance workspace, states and logits."""
+        batch = step.ids.shape[0]
+        before: list[Tensor] = []
+        for layer, first, end in self.layers:
+            state = step.before.layers[layer]
+            shapes = self.builder.state_shapes[first:end]
+            if len(state) != len(shapes) or any(t.shape != (batch, *shape) for t, shape in zip(state, shapes, strict=True)):
+                got = [tuple(t.shape) for t in state]
+                raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
+            before += [t.contiguous() if t.dtype == torch.float32 else t.float().contiguous() for t in state]
+        after = [torch.empty(t.shape) for t in before]
+        self.builder.program.run(
+            torch.get_num_threads(), batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0), step.logits.data_ptr(),
+            step.logits.shape[1], [t.data_ptr() for t in before], [t.data_ptr() for t in after],
+        )  # fmt: skip
+        for layer, first, end in self.layers:
+            step.after[layer] = type(step.before.layers[layer])(*after[first:end])

@@ -1,0 +1,63 @@
+"""How each mixer's single position becomes instructions. A mixer without an entry is called instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from statescan.engine.builder import Builder
+from statescan.layers import GatedRMSNorm
+from statescan.mixers import Mamba, Mamba2
+
+Lowering = Callable[[Builder, Any, int, int], None]
+"""(builder, mixer, source, stream): adds the mixer of ``source`` to ``stream``."""
+
+
+def _negative(A_log: Tensor | None) -> Tensor:
+    assert A_log is not None
+    return -torch.exp(A_log.float()).contiguous()
+
+
+def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
+    """Mamba's step."""
+    E, R, N = m.d_inner, m.dt_rank, m.d_state
+    xz, x, rbc, delta, y = b.rows(2 * E), b.rows(E), b.rows(R + 2 * N), b.rows(E), b.rows(E)
+    b.linear(m.in_proj, source, xz)
+    b.conv(m.conv1d, xz, x)
+    b.linear(m.x_proj, x, rbc)
+    b.linear(m.dt_proj, rbc, delta)
+    A, D = _negative(b.parameter(m, "A_log")), b.floats(m, "D")
+    b.selective_scan(x, delta, A, rbc + R, rbc + R + N, D, xz + E, y, softplus=True)
+    b.linear(m.out_proj, y, stream, add=True)
+
+
+def mamba2(b: Builder, m: Mamba2, source: int, stream: int) -> None:
+    """Mamba-2's step, with its optional gated MLP beside the heads."""
+    H, P, N, G, M, S = m.nheads, m.headdim, m.d_state, m.ngroups, m.d_mlp, m.d_ssm
+    width = S + 2 * G * N
+    projected = b.rows(2 * M + S + width + H)
+    z = projected + 2 * M
+    xbc, y, joined = b.rows(width), b.rows(S), b.rows(M + S)
+    b.linear(m.in_proj, source, projected)
+    b.conv(m.conv1d, z + S, xbc)
+    D = b.floats(m, "D")
+    assert D is not None
+    b.ssd(
+        xbc, z + S + width, _negative(b.parameter(m, "A_log")), xbc + S, xbc + S + G * N, D.view(H, -1).expand(H, P).contiguous(),
+        b.floats(m, "dt_bias"), y, heads=H, p=P, n=N, groups=G, softplus=True, limit=m.dt_limit,
+    )  # fmt: skip
+    if M:
+        b.gated_unit(projected + M, projected, joined, M)
+    if m.norm is None:
+        b.gated_norm(y, z, joined + M, S, None, groups=1, eps=0.0, gate_last=False)
+    else:
+        b.read(m.norm, GatedRMSNorm)
+        weight = b.floats(m.norm, "weight")
+        b.gated_norm(y, z, joined + M, S, weight, groups=m.norm.groups, eps=m.norm.eps, gate_last=m.norm.norm_before_gate)
+    b.linear(m.out_proj, joined, stream, add=True)
+
+
+LOWERINGS: dict[type[nn.Module], Lowering] = {Mamba: mamba, Mamba2: mamba2}
