@@ -1,0 +1,178 @@
+"""What this machine can do at most, measured in the same run, and the least time that a model needs on it.
+
+The least time is a sum over the model: for every matrix, the larger of its operations at the rate that a product of that shape reaches and its
+bytes at the rate of memory; plus the scans' updates at the rate of a scan that never leaves registers; plus the state, read and written
+once a call. The head counts at the logits that were asked for. A training step is three forward passes with logits everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from statescan import state as states
+from statescan.mixers import Mamba, Mamba2
+
+CHUNK = 64
+"""Positions a chunk in the count of ssd's products."""
+
+
+class Work(NamedTuple):
+    """What one token of a model costs, whatever runs it."""
+
+    matrices: tuple[tuple[int, int], ...]
+    """(out, in) of every Linear of the body."""
+    head: tuple[int, int]
+    rest: int
+    """Bytes of the other parameters, but for the embedding."""
+    updates: int
+    """Of selective scans."""
+    products: int
+    """Floating-point operations of ssd as products of chunks: the state's update and its readout, and the causal half inside a chunk."""
+    state: int
+    """Bytes of the state of one sequence."""
+
+
+def work(model: nn.Module) -> Work:
+    """Count a language model."""
+    body: Any = model.backbone
+    linears = [module for module in body.modules() if isinstance(module, nn.Linear)]
+    counted = {id(p) for linear in linears for p in (linear.weight,)} | {id(body.embedding.weight)}
+    updates = products = 0
+    for layer in body.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, Mamba):
+            updates += mixer.d_inner * mixer.d_state
+        elif isinstance(mixer, Mamba2):
+            products += mixer.d_ssm * (4 * mixer.d_state + CHUNK) + mixer.ngroups * CHUNK * mixer.d_state
+        else:
+            raise ValueError(f"the cost of {type(mixer).__name__} has not been written down")
+    return Work(
+        tuple((linear.out_features, linear.in_features) for linear in linears),
+        (model.lm_head.out_features, model.lm_head.in_features),  # type: ignore[union-attr, arg-type]
+        sum(p.numel() * p.element_size() for p in body.parameters() if id(p) not in counted),
+        updates,
+        products,
+        states.nbytes(model.init_state(1)),  # type: ignore[operator]
+    )
+
+
+def best(call: Callable[[], Any], repeats: int = 7, budget: float = 0.4) -> float:
+    """The fastest repetition, in seconds: a limit is what the machine can do when it is left alone."""
+    call()
+    low, spent = float("inf"), 0.0
+    for i in range(10 * repeats):
+        if i >= repeats and spent > budget:
+            break
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        low, spent = min(low, seconds), spent + seconds
+    return low
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """register_scan.cpp, compiled; None without a compiler."""
+    source = Path(__file__).with_name("register_scan.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "ceilings.so"
+        command = ["c++", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", str(source), "-o", str(target)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+            library = ctypes.CDLL(str(target))
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    library.scan_updates.restype = ctypes.c_double
+    library.scan_updates.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.POINTER(ctypes.c_float)]
+    library.read_memory.restype = ctypes.c_float
+    library.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    return library
+
+
+class Machine:
+    """The rates of this machine at a number of threads; each is measured when it is first asked for, and kept."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.bandwidth = self._bandwidth()
+        self.scan = self._scan()
+        self._rates: dict[tuple[int, int, int, torch.dtype], float] = {}
+
+    def _bandwidth(self, megabytes: int = 512) -> float:
+        """Bytes a second: the best of a plain sum, a one-row product and a loop of our own."""
+        weight = torch.ones(megabytes * 2**18 // 1024, 1024)
+        x = torch.ones(1, 1024)
+        with torch.inference_mode():
+            times = [best(weight.sum), best(lambda: F.linear(x, weight))]
+        library = _library()
+        if library is not None:
+            share = weight.numel() // self.threads
+            with ThreadPoolExecutor(self.threads) as pool:
+
+                def read() -> None:
+                    list(pool.map(lambda i: library.read_memory(weight.data_ptr() + 4 * i * share, share), range(self.threads)))
+
+                times.append(best(read))
+        return weight.numel() * 4 / min(times)
+
+    def _scan(self, positions: int = 100_000) -> float | None:
+        """State updates a second of a selective scan in registers, every thread running one; None without a compiler."""
+        library = _library()
+        if library is None:
+            return None
+        rates = []
+        with ThreadPoolExecutor(self.threads) as pool:
+            for together in (2, 4, 8, 16):
+
+                def run(together: int = together) -> float:
+                    return sum(pool.map(lambda _: library.scan_updates(positions, together, ctypes.c_float()), range(self.threads)))
+
+                rates.append(run() / best(run))
+        return max(rates)
+
+    def product(self, rows: int, out: int, into: int, dtype: torch.dtype = torch.float32) -> float:
+        """Operations a second of (rows, in) x (in, out). Weights narrower than float32 may be widened on the way: the better rate counts."""
+        key = (rows, out, into, dtype)
+        if key not in self._rates:
+            x, weight = torch.ones(rows, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
+            with torch.inference_mode():
+                self._rates[key] = 2 * rows * out * into / best(lambda: F.linear(x, weight), repeats=5, budget=0.1)
+        rate = self._rates[key]
+        return rate if dtype == torch.float32 else max(rate, self.product(rows, out, into))
+
+    def forward(self, work: Work, rows: int, logits: int, bytes_a_weight: float, dtype: torch.dtype, sequences: int = 1) -> float:
+        """The least seconds of a call of ``rows`` positions, ``logits`` of which go through the head."""
+        seconds = work.rest / self.bandwidth + 2 * work.state * sequences / self.bandwidth
+        for (out, into), through in (*((shape, rows) for shape in work.matrices), (work.head, logits)):
+            products = 2 * through * out * into / self.product(through, out, into, dtype)
+            seconds += max(products, out * into * bytes_a_weight / self.bandwidth)
+        if work.updates and self.scan is not None:
+            seconds += work.updates * rows / self.scan
+        if work.products:
+            seconds += work.products * rows / self.product(512, 768, 768)
+        return seconds
+
+    def training(self, work: Work, rows: int) -> float:
+        """Three forward passes in float32, logits everywhere."""
+        return 3 * self.forward(work, rows, rows, 4, torch.float32)
+
+    def rates(self) -> dict[str, Any]:
+        """What has been measured, for the report."""
+        table = {f"{rows} x {into} x {out} {str(dtype).removeprefix('torch.')}": rate / 1e9 for (rows, out, into, dtype), rate in self._rates.items()}
+        return {
+            "memory, GB/s": self.bandwidth / 1e9,
+            "selective scan in registers, G updates/s": "absent: no C++ compiler" if self.scan is None else self.scan / 1e9,
+            "products, GFLOP/s": table,
+        }
