@@ -11,7 +11,7 @@ Rows of a batch never see each other: each equals the row alone, whatever the le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from statescan import state as states
+from statescan.engine import Engine
+from statescan.heads import LanguageModel
 from statescan.procedures.sampling import Sampler, row_generators
 from statescan.procedures.text import TextStream, Tokenizer
 from statescan.state import State
@@ -206,6 +208,7 @@ def _decode(
     """Tokens of the rows that still run, step by step; rows that have ended leave the batch. At the end the Prefix, if asked for."""
     rows = list(range(prefix.logits.shape[0]))
     finished: dict[int, Prefix] = {}
+    stepper = _stepper(model)
     for count in range(1, max_new_tokens + 1):
         _check_finite(model, prefix.logits, rows)
         tokens = sampler(prefix.logits, prefix.seen, [generators[row] for row in rows])
@@ -219,21 +222,37 @@ def _decode(
                 running.append(place)
         if return_state and len(running) < len(rows):
             over = sorted(set(range(len(rows))) - set(running))
-            last = _advance(model, states.select(prefix, over), tokens[over])
+            last = _advance(stepper, states.select(prefix, over), tokens[over])
             finished |= {rows[place]: states.select(last, [i]) for i, place in enumerate(over)}
         if not running:
             break
         if len(running) < len(rows):
             prefix, tokens, rows = states.select(prefix, running), tokens[running], [rows[place] for place in running]
-        prefix = _advance(model, prefix, tokens)
+        prefix = _advance(stepper, prefix, tokens)
     if return_state:
         yield states.concat([finished[row] for row in sorted(finished)])
 
 
-def _advance(model: Any, prefix: Prefix, tokens: Tensor) -> Prefix:
+Stepper = Callable[[Tensor, State], tuple[Tensor, State]]
+
+
+def _stepper(model: Any) -> Stepper:
+    """An engine's step where every layer of the model has a native one; else the model's."""
+    if isinstance(model, LanguageModel):
+        engine = Engine(model)
+        if not engine.called:
+            return engine.step
+
+    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        with _evaluating(model):
+            return model.step(tokens, state)
+
+    return step
+
+
+def _advance(stepper: Stepper, prefix: Prefix, tokens: Tensor) -> Prefix:
     """The prefix with one more token (B,) a row."""
-    with _evaluating(model):
-        logits, state = model.step(tokens, prefix.state)
+    logits, state = stepper(tokens, prefix.state)
     return Prefix(state, logits, prefix.seen.scatter(1, tokens.unsqueeze(1), True))
 
 
