@@ -26,6 +26,8 @@ from statescan.mixers import Mamba, Mamba2
 
 CHUNK = 64
 """Positions a chunk in the count of ssd's products."""
+MANY = 64
+"""From this many rows on, a product is limited by arithmetic rather than by reading its weights."""
 
 
 class Work(NamedTuple):
@@ -143,21 +145,29 @@ class Machine:
         return max(rates)
 
     def product(self, rows: int, out: int, into: int, dtype: torch.dtype = torch.float32) -> float:
-        """Operations a second of (rows, in) x (in, out). Weights narrower than float32 may be widened on the way: the better rate counts."""
+        """Operations a second of (rows, in) x (in, out).
+
+        Weights narrower than float32 may be widened on the way: the better rate counts. Few rows are measured as many, on at most 4096
+        outputs: what a product of few rows waits for is memory, which is counted apart.
+        """
+        if rows < MANY:
+            rows, out = 512, min(out, 4096)
         key = (rows, out, into, dtype)
         if key not in self._rates:
             x, weight = torch.ones(rows, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
             with torch.inference_mode():
-                self._rates[key] = 2 * rows * out * into / best(lambda: F.linear(x, weight), repeats=5, budget=0.1)
+                self._rates[key] = 2 * rows * out * into / best(lambda: F.linear(x, weight), budget=0.25)
         rate = self._rates[key]
         return rate if dtype == torch.float32 else max(rate, self.product(rows, out, into))
 
-    def forward(self, work: Work, rows: int, logits: int, bytes_a_weight: float, dtype: torch.dtype, sequences: int = 1) -> float:
-        """The least seconds of a call of ``rows`` positions, ``logits`` of which go through the head."""
+    def forward(
+        self, work: Work, rows: int, logits: int, body: float = 4, head: float = 4, dtype: torch.dtype = torch.float32, sequences: int = 1
+    ) -> float:
+        """The least seconds of a call of ``rows`` positions, ``logits`` of which go through the head; bytes a weight of body and head."""
         seconds = work.rest / self.bandwidth + 2 * work.state * sequences / self.bandwidth
-        for (out, into), through in (*((shape, rows) for shape in work.matrices), (work.head, logits)):
+        for (out, into), through, width in (*((shape, rows, body) for shape in work.matrices), (work.head, logits, head)):
             products = 2 * through * out * into / self.product(through, out, into, dtype)
-            seconds += max(products, out * into * bytes_a_weight / self.bandwidth)
+            seconds += max(products, out * into * width / self.bandwidth)
         if work.updates and self.scan is not None:
             seconds += work.updates * rows / self.scan
         if work.products:
@@ -166,7 +176,7 @@ class Machine:
 
     def training(self, work: Work, rows: int) -> float:
         """Three forward passes in float32, logits everywhere."""
-        return 3 * self.forward(work, rows, rows, 4, torch.float32)
+        return 3 * self.forward(work, rows, rows)
 
     def rates(self) -> dict[str, Any]:
         """What has been measured, for the report."""

@@ -1,102 +1,245 @@
-"""Model level: prefill, decode and a training step of the mamba-130m shape, beside transformers in the same run."""
+"""Model level: prefill, decode, the first token and a training step of the published shapes, everyone on the same random weights."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import statescan as ss
-from benchmarks.timing import Timing, interleaved, matmul_rate, read_rate
+from benchmarks.limits import Machine, Work, work
+from benchmarks.peers import llama
+from benchmarks.peers.client import Absent, Participant
+from benchmarks.timing import Timing, interleaved
+from benchmarks.tokens import tokens
 
 Row = dict[str, Any]
+Start = Callable[[], Participant]
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1, "int4": 0.6}
+"""Largest distance from our float32 logits, in the 2-norm and relative to them; another model's would be at about 1.4."""
+CHECKED = (37, 3)
+"""The check compares the logits after a prompt of 37 tokens and after each of three steps."""
+TRAINED = {"mamba-130m": 256, "mamba2-130m": 512, "mamba-370m": 128}
+"""Positions of the training step."""
+FIRST = 64
+"""Tokens of the prompt whose answer's first token is waited for."""
+NO_QUANTISATION = "absent: eager transformers has no weight-only precision of its own on a CPU"
 
 
-def pair(layers: int, hidden: int) -> tuple[Any, Any]:
-    """Our model and transformers' with the same random weights; raises if their logits differ by more than 1e-3 of the largest."""
-    from transformers import MambaConfig, MambaForCausalLM
+class Options(NamedTuple):
+    """What the command line says."""
 
-    torch.manual_seed(0)
-    ours = ss.create_model("mamba-130m", layers=f"M*{layers}", d_model=hidden).eval()
-    theirs = MambaForCausalLM(MambaConfig(hidden_size=hidden, num_hidden_layers=layers, vocab_size=50280, tie_word_embeddings=True)).eval()
-    renamed = {name.replace("backbone.embedding.", "backbone.embeddings."): value for name, value in ours.state_dict().items()}
-    missing, surprising = theirs.load_state_dict(renamed, strict=False)
-    assert not surprising, surprising
-    assert all("lm_head" in name for name in missing), missing
-    theirs.tie_weights()
-    ids = torch.randint(0, 50280, (1, 33))
-    with torch.no_grad():
-        a, b = ours(ids), theirs(ids).logits
-    worst = (a - b).abs().max() / b.abs().max()
-    assert worst < 1e-3, f"the models disagree by {worst:.1e} of the largest logit: no timing is reported on a failing check"
-    return ours, theirs
+    threads: int
+    llama_python: str | None
+    build: bool
+    quick: bool
+    say: Callable[[str], None]
 
 
-def run(quick: bool) -> list[Row]:
-    """Rows of the table: what, ours and theirs in tokens a second, their ratio, the share of the limit."""
-    layers, hidden = (4, 768) if quick else (24, 768)
-    ours, theirs = pair(layers, hidden)
-    rate, bandwidth = matmul_rate(), read_rate()
-    matrices = sum(m.weight.numel() for m in ours.backbone.modules() if isinstance(m, torch.nn.Linear))
-    head = ours.lm_head.weight.numel()
-    rows = []
+class Model:
+    """A published shape with random weights, in a folder that every participant reads, and what is known about it."""
 
-    ids = torch.randint(0, 50280, (1, 512))
-    with torch.inference_mode():
-        timing = interleaved(
-            {
-                "ours": lambda: ours(ids, logits_at="last"),
-                "theirs": lambda: theirs(ids, logits_to_keep=1, use_cache=False),
-            },
-            repeats=3 if quick else 7,
+    def __init__(self, name: str, options: Options, machine: Machine, folder: Path) -> None:
+        self.name, self.options, self.machine, self.folder = name, options, machine, folder
+        torch.manual_seed(0)
+        model = ss.create_model(name, layers="M*4") if options.quick else ss.create_model(name)
+        model.eval()
+        self.layers = len(model.backbone.layers)
+        self.work: Work = work(model)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.width, self.vocabulary = model.d_model, model.vocab_size
+        ss.export_pretrained(model, folder)
+        llama.export(model, folder)
+        prompt, steps = CHECKED
+        ids = torch.from_numpy(tokens(1, prompt + steps, model.vocab_size))
+        with torch.inference_mode(), ss.implementation("portable"):
+            self.expected = model(ids)[0, prompt - 1 :].numpy()
+
+    def check(self, participant: Participant, precision: str) -> float:
+        """The participant's distance from the expected logits; Absent if it is too far."""
+        file = self.folder / "logits.npy"
+        participant.ask("logits", file=str(file), length=CHECKED[0], steps=CHECKED[1])
+        error = float(np.linalg.norm(np.load(file) - self.expected) / np.linalg.norm(self.expected))
+        if not error <= TOLERANCE[precision]:
+            raise Absent(f"no figures: its logits lie {error:.1e} from ours, more than {TOLERANCE[precision]:.0e}")
+        return error
+
+    def participants(self, precision: str, training: bool = False) -> dict[str, Start | str]:
+        """Name -> how to start it, or why it is absent."""
+        threads = self.options.threads
+        start = partial(Participant, threads=threads)
+        everyone: dict[str, Start | str] = {"statescan": partial(start, "statescan_peer", self.folder, precision, threads)}
+        quantised = precision in ("int8", "int4")
+        everyone["transformers"] = NO_QUANTISATION if quantised else partial(start, "transformers_peer", self.folder, precision, threads)
+        if training:
+            everyone["llama.cpp"] = "absent: does not train"
+            everyone["transformers, mambapy's scan"] = (
+                "absent: mambapy's scan does not fit Mamba-2 in transformers"
+                if self.name.startswith("mamba2")
+                else partial(start, "transformers_peer", self.folder, precision, threads, "mambapy")
+            )
+        else:
+            everyone["llama.cpp"] = self._llama(precision)
+        if precision == "float32" and self.name == "mamba-130m":
+            sizes = (self.width, self.layers, self.vocabulary, self.parameters)
+            everyone["transformer, equal parameters"] = partial(start, "baselines", "attention", *sizes, threads)
+            everyone["LSTM, equal width and depth"] = partial(start, "baselines", "lstm", *sizes, threads)
+        return everyone
+
+    def _llama(self, precision: str) -> Start | str:
+        try:
+            python = llama.environment(self.options.llama_python, self.options.build, self.options.say)
+        except Absent as reason:
+            return f"absent: {reason}"
+        return partial(llama.start, python, self.folder, precision, self.options.threads)
+
+
+class Field:
+    """The participants of one comparison, started and checked; ``absent`` says why the others are missing."""
+
+    def __init__(self, model: Model, precision: str, training: bool = False) -> None:
+        self.running: dict[str, Participant] = {}
+        self.absent: dict[str, str] = {}
+        self.errors: dict[str, float] = {}
+        self.precision = precision
+        for name, start in model.participants(precision, training).items():
+            if isinstance(start, str):
+                self.absent[name] = start
+                continue
+            try:
+                self.running[name] = start()
+                if name in ("statescan", "transformers", "transformers, mambapy's scan", "llama.cpp"):
+                    self.errors[name] = model.check(self.running[name], precision)
+            except Absent as reason:
+                if name == "statescan":
+                    self.close()
+                    raise SystemExit(f"{model.name}, {precision}: statescan: {reason}") from None
+                self.absent[name] = f"absent: {reason}"
+                if name in self.running:
+                    self.running.pop(name).close()
+
+    def close(self) -> None:
+        """End every process."""
+        for participant in self.running.values():
+            participant.close()
+
+    def measure(self, what: str, count: int, limit: float, call: Callable[[Participant], float], repeats: int = 5) -> list[Row]:
+        """A row for everyone: ``count`` tokens a call."""
+        timings = interleaved({name: partial(call, running) for name, running in self.running.items()}, repeats)
+        timings |= {name: Absent(reason) for name, reason in self.absent.items()}
+        return rows(what, self.precision, count, limit, timings, self.errors)
+
+
+def rows(
+    what: str, precision: str, count: int, limit: float, timings: dict[str, Timing | Absent], errors: dict[str, float]
+) -> list[Row]:
+    """Tokens a second, their spread, how many times as fast as the participant ours is, and the share of the limit."""
+    ours = timings["statescan"]
+    if isinstance(ours, Absent):
+        raise SystemExit(f"{what}, {precision}: statescan: {ours}")
+    table = []
+    for name, timing in timings.items():
+        row: Row = {"figure": what, "precision": precision, "who": name}
+        if isinstance(timing, Absent):
+            row["note"] = str(timing)
+        else:
+            row |= {
+                "tokens/s": count / timing.median,
+                "low": count / timing.high,
+                "high": count / timing.low,
+                "repeats": timing.repeats,
+                "statescan is faster by": timing.median / ours.median,
+            }
+            if name in errors:
+                row |= {"of the limit": limit / timing.median, "error": errors[name]}
+        table.append(row)
+    return table
+
+
+@contextlib.contextmanager
+def prepared(name: str, options: Options, machine: Machine) -> Iterator[Model]:
+    """The model's folder, for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="statescan-benchmark-") as folder:
+        yield Model(name, options, machine, Path(folder))
+
+
+def inference(model: Model, precision: str) -> list[Row]:
+    """Prefill of 512 tokens, decode of one and of eight sequences."""
+    machine = model.machine
+    field = Field(model, precision)
+    try:
+        info = field.running["statescan"].ask("info")
+        widths = {"body": info["bytes a weight"], "head": info["bytes a weight of the head"]}
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        limit = partial(machine.forward, model.work, **widths, dtype=dtype)
+        table = field.measure("prefill of 512 tokens", 512, limit(512, 1), lambda p: p.ask("prefill", length=512))
+        for batch, steps in ((1, 16), (8, 8)):
+            least = steps * limit(batch, batch, sequences=batch)
+            call = partial(_decode, batch, steps)
+            table += field.measure(f"decode, B={batch}", batch * steps, least, call)
+        sizes = {name: participant.ask("info")["bytes"] / 1e6 for name, participant in field.running.items()}
+    finally:
+        field.close()
+    for row in table:
+        if row["who"] in sizes:
+            row["weights, MB"] = sizes[row["who"]]
+    return table
+
+
+def _decode(batch: int, steps: int, participant: Participant) -> float:
+    return float(participant.ask("decode", batch=batch, steps=steps))
+
+
+def training(model: Model) -> list[Row]:
+    """Forward and backward of one sequence, in processes that have done nothing else but the check."""
+    length = 64 if model.options.quick else TRAINED[model.name]
+    field = Field(model, "float32", training=True)
+    try:
+        for participant in field.running.values():
+            participant.ask("train", length=8)
+            participant.ask("peak", reset=True)
+        table = field.measure(
+            f"training step, L={length}", length, model.machine.training(model.work, length), lambda p: p.ask("train", length=length)
         )
-    limit = (2 * matrices * 512 + 2 * head) / rate
-    rows.append(row("prefill of 512 tokens, B=1", 512, timing, limit))
-
-    with torch.inference_mode():
-        _, state = ours.scan(ids[:, :16])
-        cache = theirs(ids[:, :16], use_cache=True).cache_params
-        token = ids[:, 16]
-
-        def our_steps() -> None:
-            s = state
-            for _ in range(8):
-                _, s = ours.step(token, s)
-
-        def their_steps() -> None:
-            for _ in range(8):
-                theirs(token[:, None], cache_params=cache, use_cache=True)
-
-        timing = interleaved({"ours": our_steps, "theirs": their_steps}, repeats=3 if quick else 7)
-    rows.append(row("decode, B=1", 8, timing, 8 * 4 * (matrices + head) / bandwidth))
-
-    train = torch.randint(0, 50280, (1, 256))
-
-    def our_training_step() -> None:
-        logits = ours(train)
-        ours.loss(logits[:, :-1], train[:, 1:]).backward()
-        ours.zero_grad(set_to_none=True)
-
-    def their_training_step() -> None:
-        theirs(train, labels=train, use_cache=False).loss.backward()
-        theirs.zero_grad(set_to_none=True)
-
-    ours.train(), theirs.train()
-    timing = interleaved({"ours": our_training_step, "theirs": their_training_step}, repeats=3, budget=1.0)
-    rows.append(row("training step, B=1, L=256", 256, timing, 6 * (matrices + head) * 256 / rate))
-    return rows
+        peaks = {name: participant.ask("peak") for name, participant in field.running.items()}
+    finally:
+        field.close()
+    for row in table:
+        if row["who"] in peaks and "tokens/s" in row:
+            row["peak memory, MiB"] = peaks[row["who"]]
+    return table
 
 
-def row(what: str, tokens: int, timing: dict[str, Timing], limit: float) -> Row:
-    """One line of the table; ``limit`` is the least time in seconds that the machine needs."""
-    ours, theirs = timing["ours"], timing["theirs"]
-    return {
-        "what": what,
-        "statescan": tokens / ours.median,
-        "statescan spread": f"{tokens / ours.high:.1f}..{tokens / ours.low:.1f}",
-        "transformers": tokens / theirs.median,
-        "transformers spread": f"{tokens / theirs.high:.1f}..{tokens / theirs.low:.1f}",
-        "ratio": theirs.median / ours.median,
-        "share of the limit": limit / ours.median,
-        "repeats": ours.repeats,
-    }
+def first_token(model: Model, precision: str) -> list[Row]:
+    """From the start of a process to the logits after a short prompt: import, load, prefill. The file cache is warm."""
+    timings: dict[str, Timing | Absent] = {}
+    calls: dict[str, Callable[[], float]] = {}
+    for name, start in model.participants(precision).items():
+        if isinstance(start, str):
+            timings[name] = Absent(start)
+        elif name in ("statescan", "transformers", "llama.cpp"):
+            calls[name] = partial(_first, start)
+    timings = interleaved(calls) | timings
+    table = []
+    for name, timing in timings.items():
+        row: Row = {"figure": f"process start to first token, prompt of {FIRST}", "precision": precision, "who": name}
+        if isinstance(timing, Absent):
+            row["note"] = str(timing)
+        else:
+            row |= {"seconds": timing.median, "low": timing.low, "high": timing.high, "repeats": timing.repeats}
+        table.append(row)
+    return table
+
+
+def _first(start: Start) -> float:
+    with start() as participant:
+        participant.ask("prefill", length=FIRST)
+        return time.perf_counter() - participant.started

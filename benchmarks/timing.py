@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.peers.client import Absent
+
+SLOW = 10.0
+"""Seconds: a call that takes longer is made three times in all, its first one counted."""
+
 
 class Timing(NamedTuple):
     """Seconds: median, fastest and slowest of the repetitions."""
@@ -21,26 +26,41 @@ class Timing(NamedTuple):
     repeats: int
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int = 5, budget: float = 60.0) -> dict[str, Timing]:
-    """Time several calls in turn, so that a noisy neighbour hits all of them: at least three times each, within a budget of seconds."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    spent = dict.fromkeys(calls, 0.0)
+def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int = 5) -> dict[str, Timing | Absent]:
+    """Make several calls in turn, so that a noisy neighbour hits all of them; each returns its seconds, and the first one warms up."""
+    samples: dict[str, list[float]] = {}
+    absent: dict[str, Timing | Absent] = {}
     for name, call in calls.items():
+        try:
+            first = call()
+        except Absent as reason:
+            absent[name] = reason
+        else:
+            samples[name] = [first] if first > SLOW else []
+    slow = {name for name, kept in samples.items() if kept}
+    for _ in range(repeats):
+        for name, kept in samples.items():
+            if name not in absent and len(kept) < (3 if name in slow else repeats):
+                try:
+                    kept.append(calls[name]())
+                except Absent as reason:
+                    absent[name] = reason
+    done = {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items() if name not in absent}
+    return {name: done.get(name) or absent[name] for name in calls}
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """The call, returning its seconds."""
+
+    def run() -> float:
         start = time.perf_counter()
         call()
-        spent[name] += time.perf_counter() - start
-    for _ in range(repeats):
-        for name, call in calls.items():
-            if len(samples[name]) >= 3 and spent[name] > budget:
-                continue
-            start = time.perf_counter()
-            call()
-            samples[name].append(time.perf_counter() - start)
-            spent[name] += samples[name][-1]
-    return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
+        return time.perf_counter() - start
+
+    return run
 
 
-def machine() -> dict[str, Any]:
+def machine(threads: int) -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = platform.processor()
     try:
@@ -49,7 +69,7 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     packages = {}
-    for name in ("torch", "transformers", "statescan"):
+    for name in ("torch", "transformers", "mambapy", "statescan"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -57,22 +77,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "python": platform.python_version(),
         **packages,
     }
-
-
-def matmul_rate(m: int = 512, k: int = 768, n: int = 3072) -> float:
-    """FLOP/s of a float32 product of the shape of a projection: the limit of prefill and training."""
-    a, b = torch.randn(m, k), torch.randn(k, n)
-    timing = interleaved({"mm": lambda: a @ b}, repeats=20)["mm"]
-    return 2 * m * k * n / timing.median
-
-
-def read_rate(megabytes: int = 256) -> float:
-    """Bytes a second that one-row products with float32 weights read: the limit of decoding."""
-    n = megabytes * 2**20 // 4 // 1024
-    weight, x = torch.randn(n, 1024), torch.randn(1, 1024)
-    timing = interleaved({"mv": lambda: torch.nn.functional.linear(x, weight)}, repeats=10)["mv"]
-    return weight.numel() * 4 / timing.median

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -23,24 +24,37 @@ class Statescan(TorchModel):
         else:
             self.model = ss.from_pretrained(folder, dtype=dtype_of(precision))
         self.vocabulary = self.model.vocab_size
-        self.precision = precision
-        self.infer = ss.Engine(self.model)  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def infer(self) -> ss.Engine:
+        """Made when it is first needed: training does without."""
+        return ss.Engine(self.model)
 
     def run(self, ids: Tensor) -> Tensor:
         """See TorchModel."""
-        return self.infer.scan(ids, self.infer.init_state(ids.shape[0]), logits_at="last")[0]
+        return self.infer.scan(ids, logits_at="last")[0]
 
     def start(self, ids: Tensor) -> Any:
         """See TorchModel."""
-        return self.infer.scan(ids, self.infer.init_state(ids.shape[0]), logits_at="last")[1]
+        return self.infer.scan(ids, logits_at="last")[1]
 
     def step(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See TorchModel."""
-        return self.infer.step(ids, state)
+        return self.infer.step(ids, state, inplace=True)
 
     def loss(self, ids: Tensor) -> Tensor:
         """See TorchModel."""
         return self.model.loss(self.model(ids)[:, :-1], ids[:, 1:])
+
+    def info(self) -> dict[str, Any]:
+        """See TorchModel; and how many bytes a weight takes where it lies, scales included."""
+        body = [module for module in self.model.backbone.modules() if hasattr(module, "in_features")]
+        return super().info() | {"bytes a weight": _width(body), "bytes a weight of the head": _width([self.model.lm_head])}
+
+
+def _width(linears: list[Any]) -> float:
+    tensors = [tensor for linear in linears for name, tensor in (*linear.named_parameters(), *linear.named_buffers()) if name != "bias"]
+    return sum(t.numel() * t.element_size() for t in tensors) / sum(linear.in_features * linear.out_features for linear in linears)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ class Builder:
         self.workspace = workspace
         self.program = gate.module.Program()
         self.state_shapes: list[tuple[int, ...]] = []
-        self.watched: list[tuple[nn.Module, str]] = []
+        self.watched: list[tuple[dict[str, Any], str]] = []
+        self.weights = 0
+        """Numbers in the matrices that a row is multiplied by."""
         self._kept: list[Tensor] = []
 
     # -- what a module may be -----------------------------------------------------------------------------------------------
@@ -54,7 +56,9 @@ class Builder:
             raise Unplain(f"{name} of a {type(module).__name__} is a {type(tensor).__name__}")
         if tensor.device.type != "cpu":
             raise Unplain(f"{name} of a {type(module).__name__} is on {tensor.device}")
-        self.watched.append((module, name))
+        if tensor.is_inference():
+            raise Unplain(f"{name} of a {type(module).__name__} was made in inference mode, where changes leave no trace")
+        self.watched.append((module._parameters if name in module._parameters else module._buffers, name))
         return tensor.detach()
 
     def _keep(self, tensor: Tensor | None) -> Tensor | None:
@@ -111,7 +115,9 @@ class Builder:
         """target = W source + bias, or added to what is there. The weight is read where it lies."""
         self.read(module, nn.Linear, DeltaProjection)
         assert isinstance(module, nn.Linear)
-        weight, bias = self._keep(self._weight(module)), self._keep(self.floats(module, "bias"))
+        weight, bias = self._weight(module), self._keep(self.floats(module, "bias"))
+        self._keep(weight)
+        self.weights += weight.numel()
         self.program.linear(source, target, add, module.out_features, module.in_features, 0, view(weight), (), view(bias))
 
     def conv(self, module: nn.Module, source: int, target: int) -> None:

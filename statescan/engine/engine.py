@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.backbones import FlatState
 from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
@@ -66,7 +66,7 @@ class Engine:
         self._stream, self._hidden = self._workspace.reserve(d_model), self._workspace.reserve(d_model)
         self._workspace.mark()
         self._segments: list[Callable[[_Step], None]] = []
-        self._watched: list[tuple[nn.Module, str]] = []
+        self._watched: list[tuple[dict[str, Any], str]] = []
         native: _Native | None = None
         for part in self._parts():
             reason = self._why_not(part)
@@ -186,10 +186,10 @@ class Engine:
             return str(reason)
         return None
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
+    def _fingerprint(self) -> tuple[list[int], list[int]]:
         """Address and version of every weight that is read: changes in place, replaced parameters and moved storage all show."""
-        tensors = [getattr(module, name) for module, name in self._watched]
-        return [(0, 0) if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        tensors = [owner[name] for owner, name in self._watched]
+        return [t.data_ptr() for t in tensors], [t._version for t in tensors]
 
 
 class _Native:
@@ -217,8 +217,9 @@ class _Native:
                 raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
             before += [t.contiguous() if t.dtype == torch.float32 else t.float().contiguous() for t in state]
         after = before if step.inplace else [torch.empty(t.shape) for t in before]
+        threads = gate.threads(2 * self.builder.weights * batch)
         self.builder.program.run(
-            torch.get_num_threads(), batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0), step.logits.data_ptr(),
+            threads, batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0), step.logits.data_ptr(),
             step.logits.shape[1], [t.data_ptr() for t in before], [t.data_ptr() for t in after],
         )  # fmt: skip
         for layer, first, end in self.layers:

@@ -165,21 +165,25 @@ def register(
     fake_backward: Callable[..., tuple[Tensor, ...]],
     setup: Callable[[Any, tuple[Any, ...], tuple[Tensor, ...]], None],
     gradients: Callable[..., tuple[Tensor | None, ...]],
+    *,
+    kind: str = "native",
+    devices: str | Sequence[str] = "cpu",
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Make ``statescan::name`` and ``statescan::name_backward`` known to torch: compile, export, fake tensors, autograd.
 
+    Kernels of another ``kind`` carry it in their names: ``statescan::name_triton``.
+
     Under autocast an unregistered rule falls through: the op runs in its inputs' dtypes, which is what we want.
     """
-    op = torch.library.custom_op(f"statescan::{name}", forward, mutates_args=(), device_types="cpu", schema=schema)
+    full = f"statescan::{name}" if kind == "native" else f"statescan::{name}_{kind}"
+    op = torch.library.custom_op(full, forward, mutates_args=(), device_types=devices, schema=schema)
     op.register_fake(fake)
-    op_backward = torch.library.custom_op(
-        f"statescan::{name}_backward", backward, mutates_args=(), device_types="cpu", schema=backward_schema
-    )
+    op_backward = torch.library.custom_op(f"{full}_backward", backward, mutates_args=(), device_types=devices, schema=backward_schema)
     op_backward.register_fake(fake_backward)
     op.register_autograd(gradients, setup_context=lambda ctx, inputs, output: setup(ctx, inputs, output))
 
     def second(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(f"the native {name} has no second derivative: run it inside `with statescan.implementation({name}='portable')`")
+        raise RuntimeError(f"the {kind} {name} has no second derivative: run it inside `with statescan.implementation({name}='portable')`")
 
     op_backward.register_autograd(second, setup_context=lambda ctx, inputs, output: None)
     return op, op_backward
