@@ -47,6 +47,8 @@ def evaluate_corpus(
     ``reset_every_chunk`` forgets the state at every chunk (what a model without memory of its past would pay). ``context``: an
     autocast, say. The model's training mode is put back.
     """
+    if batch_size < 1 or chunk < 1:
+        raise ValueError(f"batch_size and chunk must be at least 1; got {batch_size} and {chunk}")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

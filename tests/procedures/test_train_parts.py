@@ -73,6 +73,9 @@ def test_evaluation_equals_each_document_alone() -> None:
     forgetful = evaluate_corpus(model, corpus, chunk=7, reset_every_chunk=True).bits_per_byte
     assert abs(forgetful - expected) > 1e-4
     assert model.training
+    for wrong in ({"batch_size": 0}, {"chunk": 0}):
+        with pytest.raises(ValueError, match="batch_size and chunk must be at least 1"):
+            evaluate_corpus(model, corpus, **wrong)
 
 
 def test_evaluation_of_a_folder(tmp_path: Path) -> None:
