@@ -1,5 +1,7 @@
 #include "product.h"
 
+#include "product_quantised.h"
+
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
@@ -20,26 +22,29 @@ STATESCAN_INLINE float weight(const char* row, int64_t k) {
     return value;
 }
 
-// O outputs of R rows: O * R sums stay in registers, and a weight is read once for all of the rows.
-template <int type, int O, int R>
+// O outputs of R rows: O * R sums stay in registers, and a weight is read once for all of the rows. `fetch`: ask for the rows that come
+// next, because a row is too short for the hardware to look ahead.
+template <int type, int O, int R, bool fetch>
 void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y, int64_t y_stride) {
+    constexpr int64_t size = type == kFloat ? 4 : 2, line = 64 / size;
     const char* row[O];
     for (int i = 0; i < O; ++i) row[i] = w.weight.at(o + i);
+    const int64_t ahead = O * w.weight.stride[0] * size;
     vf sums[O][R] = {};
-    constexpr int64_t size = type == kFloat ? 4 : 2;
-    const int64_t ahead = O * w.weight.stride[0] * size;  // the rows that come next: rows are too short for the hardware to look ahead
-    int64_t k = 0;
-    for (; k + W <= w.in; k += W) {
+    const auto step = [&](int64_t k) {
         vf v[O];
-        for (int i = 0; i < O; ++i) {
-            __builtin_prefetch(row[i] + ahead + k * size);
-            v[i] = weights<type>(row[i], k);
-        }
+        for (int i = 0; i < O; ++i) v[i] = weights<type>(row[i], k);
         for (int r = 0; r < R; ++r) {
             const vf u = load(x + r * x_stride + k);
             for (int i = 0; i < O; ++i) sums[i][r] += v[i] * u;
         }
+    };
+    int64_t k = 0;
+    for (; k + line <= w.in; k += line) {
+        if (fetch) for (int i = 0; i < O; ++i) __builtin_prefetch(row[i] + ahead + k * size);
+        for (int64_t j = 0; j < line; j += W) step(k + j);
     }
+    for (; k + W <= w.in; k += W) step(k);
     for (int i = 0; i < O; ++i)
         for (int r = 0; r < R; ++r) {
             float total = sum(sums[i][r]);
@@ -51,9 +56,12 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
 template <int type, int O>
 void outputs(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t o, float* y, int64_t y_stride) {
     int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) dots<type, O, 4>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
-    for (; r + 2 <= rows; r += 2) dots<type, O, 2>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
-    for (; r < rows; ++r) dots<type, O, 1>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    for (; r + 4 <= rows; r += 4) {
+        if (r == 0) dots<type, O, 4, true>(w, x, x_stride, o, y, y_stride);
+        else dots<type, O, 4, false>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    }
+    for (; r + 2 <= rows; r += 2) dots<type, O, 2, true>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    for (; r < rows; ++r) dots<type, O, 1, true>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
 }
 
 template <int type>
@@ -68,12 +76,15 @@ void floats(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int
 }  // namespace
 
 void product(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride,
-             Arena&) {
-    if (w.weight.type == kFloat) floats<kFloat>(w, x, x_stride, rows, first, last, y, y_stride);
+             Arena& arena) {
+    if (w.weight.type == kInt8 || w.weight.type == kInt4) product_quantised(w, x, x_stride, rows, first, last, y, y_stride, arena);
+    else if (w.weight.type == kFloat) floats<kFloat>(w, x, x_stride, rows, first, last, y, y_stride);
     else floats<kBFloat16>(w, x, x_stride, rows, first, last, y, y_stride);
 }
 
-int64_t product_scratch(const Matrix&, int64_t) { return 64; }
+int64_t product_scratch(const Matrix& w, int64_t rows) {
+    return w.weight.type == kInt8 || w.weight.type == kInt4 ? product_quantised_scratch(w, rows) : 64;
+}
 
 namespace {
 

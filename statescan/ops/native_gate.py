@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.bool: 2, torch.complex64: 3, torch.int32: 0}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.bool: 2, torch.complex64: 3, torch.int32: 0, torch.int8: 4, torch.uint8: 5}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 

@@ -1,0 +1,201 @@
+// Products with group-wise quantised weights: y[r, o] = sum_g scale[o, g] sum_{k in g} q[o, k] x[r, k] + bias[o].
+//
+// A row of the weight is its groups, one behind the other; the last one is filled up with zeros. int8: a byte is q, from -127 to 127. int4:
+// byte i of a group of G holds q + 8 of its weights i (low half) and i + G/2 (high half). Scales are bfloat16.
+//
+// Activations become 16-bit integers, with one step a group and row: 1/32767 of its largest number, so that the error (half a step) lies far
+// below that of the weights and the sum of a group is exact in 32 bits. A lane of W adds up G / W products, each at most 127 * 32767 < 2^22
+// (int4: 15 * 32767, from a start of at most 8 * 32767 a product); with G <= 256 and W >= 4 that is less than 64 * 2^22 = 2^28.
+#pragma once
+#include "simd.h"
+
+namespace statescan {
+namespace STATESCAN_ISA {
+namespace quantised {
+
+constexpr int64_t L = 2 * W;  // 16-bit lanes
+typedef int16_t vs __attribute__((vector_size(L * 2)));
+typedef int8_t vb __attribute__((vector_size(L)));
+typedef uint8_t vub __attribute__((vector_size(L)));
+
+STATESCAN_INLINE vs load_words(const int16_t* p) { vs v; memcpy(&v, p, sizeof v); return v; }
+
+// Sums of neighbouring products.
+STATESCAN_INLINE vi madd(vs a, vs b) {
+#if defined(__AVX512BW__)
+    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    vi v;
+    for (int64_t i = 0; i < W; ++i) v[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return v;
+#endif
+}
+
+template <bool nibbles>
+STATESCAN_INLINE vs widen(const char* p) {
+#if defined(__AVX512BW__)
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (vs)(nibbles ? _mm512_cvtepu8_epi16(bytes) : _mm512_cvtepi8_epi16(bytes));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (vs)(nibbles ? _mm256_cvtepu8_epi16(bytes) : _mm256_cvtepi8_epi16(bytes));
+#else
+    if (nibbles) { vub b; memcpy(&b, p, sizeof b); return __builtin_convertvector(b, vs); }
+    vb b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vs);
+#endif
+}
+
+STATESCAN_INLINE vf scale_of(const char* p) {
+    uint16_t half;
+    memcpy(&half, p, 2);
+#if defined(__AVX512BW__)
+    return (vf)_mm512_slli_epi32(_mm512_set1_epi16(static_cast<int16_t>(half)), 16);
+#elif defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_set1_epi16(static_cast<int16_t>(half)), 16);
+#else
+    return (vf)(vu{} + (static_cast<uint32_t>(half) << 16));
+#endif
+}
+
+// The activations of all rows: for each group its G integers, then W sums to start from (int4: what the offset 8 adds, taken off).
+struct Activations {
+    int16_t* words;
+    float* step;
+    int64_t row_words, row_steps;
+};
+
+STATESCAN_INLINE int64_t groups(const Matrix& w) { return (w.in + w.group - 1) / w.group; }
+STATESCAN_INLINE int64_t group_words(const Matrix& w) { return w.group + 2 * W; }
+
+// count numbers of one group, at most G; the rest are zeros.
+static inline void encode(const float* x, int64_t count, int64_t group, bool nibbles, int16_t* words, float* step) {
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the nearest integer
+    float rest[256];
+    if (count < group) {
+        memcpy(rest, x, static_cast<size_t>(4 * count));
+        memset(rest + count, 0, static_cast<size_t>(4 * (group - count)));
+        x = rest;
+    }
+    vf top = splat(0), poison = splat(0);
+    for (int64_t k = 0; k < group; k += W) {
+        const vf v = load(x + k);
+        top = max(top, max(v, -v));
+        poison += v * 0.0f;  // NaN where v is not finite: then the step is NaN, and so are the row's outputs
+    }
+    float lane[W], largest = 0;
+    store(lane, top);
+    for (int64_t i = 0; i < W; ++i) largest = lane[i] > largest ? lane[i] : largest;
+    const float inverse = largest > 1e-30f ? 32767.0f / largest : 0.0f;
+    *step = largest / 32767.0f + sum(poison);
+    vi start = {};
+    for (int64_t k = 0; k < group; k += W) {
+        typedef int16_t half __attribute__((vector_size(L)));
+        const vi v = (vi)(load(x + k) * inverse + kShift) - (vi)splat(kShift);
+        const half h = __builtin_convertvector(v, half);
+        memcpy(words + k, &h, sizeof h);
+        start -= v;
+    }
+    start *= nibbles ? 8 : 0;
+    memcpy(words + group, &start, sizeof start);
+}
+
+// O outputs of R rows: a weight is read and widened once for all of the rows. Sums of a group are exact, and groups are added in order: a
+// row has the same bits in any batch.
+template <bool nibbles, int G, int O, int R>
+void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, float* y, int64_t y_stride) {
+    constexpr int64_t bytes = nibbles ? G / 2 : G, size = G + 2 * W;
+    const int64_t count = groups(w), row = count * bytes;
+    const char *q = w.weight.at(o), *scale = w.scale.at(o);
+    const int16_t* words = a.words + r * a.row_words;
+    const float* step = a.step + r * a.row_steps;
+    vf total[O][R] = {};
+    for (int64_t g = 0; g < count; ++g, q += bytes, words += size, scale += 2) {
+        vi part[O][R];
+#pragma GCC unroll 2
+        for (int j = 0; j < O; ++j) {
+#pragma GCC unroll 2
+            for (int i = 0; i < R; ++i) part[j][i] = nibbles ? (vi)load_words(words + i * a.row_words + G) : vi{};
+            // The outputs that come next: the hardware does not look beyond a page.
+            for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + (O + j) * row + 64 * i);
+        }
+#pragma GCC unroll 16
+        for (int64_t k = 0; k < bytes; k += L) {
+            vs low[O], high[O];
+#pragma GCC unroll 2
+            for (int j = 0; j < O; ++j) {
+                const vs v = widen<nibbles>(q + j * row + k);
+                low[j] = nibbles ? v & 15 : v;
+                high[j] = v >> 4;
+            }
+#pragma GCC unroll 2
+            for (int i = 0; i < R; ++i) {
+                const vs x = load_words(words + i * a.row_words + k);
+#pragma GCC unroll 2
+                for (int j = 0; j < O; ++j) part[j][i] += madd(low[j], x);
+                if (!nibbles) continue;
+                const vs z = load_words(words + i * a.row_words + k + bytes);
+#pragma GCC unroll 2
+                for (int j = 0; j < O; ++j) part[j][i] += madd(high[j], z);
+            }
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < O; ++j) {
+            const vf s = scale_of(scale + 2 * j * count);
+#pragma GCC unroll 2
+            for (int i = 0; i < R; ++i) total[j][i] += __builtin_convertvector(part[j][i], vf) * (s * step[i * a.row_steps + g]);
+        }
+    }
+    for (int j = 0; j < O; ++j)
+        for (int i = 0; i < R; ++i) y[(r + i) * y_stride + o + j] = sum(total[j][i]) + (w.bias ? *w.bias.f(o + j) : 0.0f);
+}
+
+template <bool nibbles, int G, int R>
+void block(const Matrix& w, const Activations& a, int64_t r, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    int64_t o = first;
+    for (; o + 2 <= last; o += 2) dots<nibbles, G, 2, R>(w, a, r, o, y, y_stride);
+    for (; o < last; ++o) dots<nibbles, G, 1, R>(w, a, r, o, y, y_stride);
+}
+
+template <bool nibbles, int G>
+void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) block<nibbles, G, 2>(w, a, r, first, last, y, y_stride);
+    for (; r < rows; ++r) block<nibbles, G, 1>(w, a, r, first, last, y, y_stride);
+}
+
+template <bool nibbles>
+void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    if (w.group == 64) outputs<nibbles, 64>(w, a, rows, first, last, y, y_stride);
+    else if (w.group == 128) outputs<nibbles, 128>(w, a, rows, first, last, y, y_stride);
+    else outputs<nibbles, 256>(w, a, rows, first, last, y, y_stride);
+}
+
+}  // namespace quantised
+
+static inline int64_t product_quantised_scratch(const Matrix& w, int64_t rows) {
+    return ceil_to(2 * rows * quantised::groups(w) * quantised::group_words(w), 64) + ceil_to(4 * rows * quantised::groups(w), 64);
+}
+
+// As product(), for a weight of type kInt8 or kInt4.
+static inline void product_quantised(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y,
+                                     int64_t y_stride, Arena& arena) {
+    using namespace quantised;
+    const int64_t count = groups(w), size = group_words(w);
+    const bool nibbles = w.weight.type == kInt4;
+    Activations a{reinterpret_cast<int16_t*>(arena.floats(rows * count * size / 2)), arena.floats(rows * count), count * size, count};
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t g = 0; g < count; ++g)
+            encode(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, nibbles,
+                   a.words + r * a.row_words + g * size, a.step + r * a.row_steps + g);
+    if (nibbles) outputs<true>(w, a, rows, first, last, y, y_stride);
+    else outputs<false>(w, a, rows, first, last, y, y_stride);
+}
+
+}  // namespace STATESCAN_ISA
+}  // namespace statescan
