@@ -1,48 +1,57 @@
 // The selective scan: h_t = exp(d_t A) h_{t-1} + d_t B_t x_t, y_t = C_t h_t + D x_t, gated by silu(z).
+// A tile streams over time with its state in the first-level cache; two vectors of channels at a time run through all states.
 #include "selective_scan.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
-// K states of one vector of channels over positions [first, last): states and A stay in registers.
-template <int K>
-void advance(const ScanChunk& s, int64_t n, int64_t k, int64_t lane, int64_t first, int64_t last) {
-    vf h[K], A[K];
-    for (int i = 0; i < K; ++i) {
-        h[i] = load(s.h + (k + i) * R + lane);
-        A[i] = load(s.A + (k + i) * R + lane);
-    }
-    for (int64_t t = first; t < last; ++t) {
-        const vf d = load(s.d + t * R + lane), u = load(s.u + t * R + lane);
-        const float *B = s.B + t * n + k, *C = s.C + t * n + k;
-        vf y = load(s.y + t * R + lane);
-        for (int i = 0; i < K; ++i) {
-            h[i] = exp2(d * A[i]) * h[i] + u * B[i];
-            y += h[i] * C[i];
+// V vectors of channels through all states at one position.
+template <int V, bool inside>
+STATESCAN_INLINE void states(const float* __restrict A, float* __restrict h, const float* __restrict B, const float* __restrict C, int64_t n,
+                             const vf* d, const vf* u, vf* y) {
+    for (int64_t k = 0; k < n; ++k, A += R, h += R)
+        for (int v = 0; v < V; ++v) {
+            const vf t = d[v] * load(A + v * W);
+            const vf moved = (inside ? exp2_inside(t) : exp2(t)) * load(h + v * W) + u[v] * B[k];
+            store(h + v * W, moved);
+            y[v] += moved * C[k];
         }
-        store(s.y + t * R + lane, y);
-    }
-    for (int i = 0; i < K; ++i) store(s.h + (k + i) * R + lane, h[i]);
 }
 
-void outputs(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s, int64_t t0, int64_t count) {
-    const int64_t lanes = tile.vectors * W;
-    for (int64_t t = 0; t < count; ++t) {
-        float* y = s.y + t * R;
-        if (!a.line.exists(tile.b, t0 + t)) {
-            zero(y, lanes);
-        } else if (a.z) {
-            const char* z_row = a.z.at(tile.b, t0 + t, tile.e);
-            prefetch_row(a.z, z_row, kAhead, tile.width);
-            load_row(z_row, a.z.type, tile.width, s.row);
-            for (int64_t i = 0; i < lanes; i += W) {
-                const vf z = load(s.row + i);
-                store(y + i, load(y + i) * z * sigmoid(z));
-            }
-        }
-        store_row(a.y.at(tile.b, t0 + t, tile.e), a.y.type, tile.width, y);
+template <int V>
+STATESCAN_INLINE void advance(const ScanMemory& s, const ScanRow& row, int64_t n, int64_t lane) {
+    vf d[V], u[V], y[V];
+    bool inside = true;
+    for (int v = 0; v < V; ++v) {
+        const int64_t i = lane + v * W;
+        d[v] = load(row.d + i);
+        u[v] = load(row.u + i);
+        y[v] = load(row.y + i);
+        inside = inside && all(abs(d[v]) * load(s.steepest + i) < splat(126.0f));
     }
+    if (inside) states<V, true>(s.A + lane, s.h + lane, row.B, row.C, n, d, u, y);
+    else states<V, false>(s.A + lane, s.h + lane, row.B, row.C, n, d, u, y);
+    for (int v = 0; v < V; ++v) store(row.y + lane + v * W, y[v]);
+}
+
+void output(const SelectiveScan& a, const ScanTile& tile, int64_t t, float* y, float* scratch) {
+    if (a.z) {
+        const char* z_row = a.z.at(tile.b, t, tile.e);
+        prefetch_row(a.z, z_row, tile.width);
+        load_row(z_row, a.z.type, tile.width, scratch);
+        for (int64_t i = 0; i < tile.vectors * W; i += W) {
+            const vf z = load(scratch + i);
+            store(y + i, load(y + i) * z * sigmoid(z));
+        }
+    }
+    char* to = a.y.at(tile.b, t, tile.e);
+    prefetch_row<1>(a.y, to, tile.width);
+    store_row(to, a.y.type, tile.width, y);
+}
+
+void no_output(const SelectiveScan& a, const ScanTile& tile, int64_t t) {
+    memset(a.y.at(tile.b, t, tile.e), 0, static_cast<size_t>(tile.width * a.y.bytes()));
 }
 
 // A few positions (decoding): turning A and the state so that lanes are channels would cost more than the scan. Here lanes are states,
@@ -55,7 +64,7 @@ bool few(const SelectiveScan& a) {
 }
 
 template <int V>
-void advance_few(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
+void advance_few(const SelectiveScan& a, const ScanTile& tile, const ScanRow* rows) {
     for (int64_t c = 0; c < tile.width; ++c) {
         const int64_t e = tile.e + c;
         vf h[V], A[V];
@@ -66,15 +75,14 @@ void advance_few(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
         for (int64_t t = 0; t < a.length; ++t) {
             if (a.line.resets(tile.b, t))
                 for (int v = 0; v < V; ++v) h[v] = load(a.reset_to.f(tile.b, e) + v * W);
-            const float d = s.d[t * R + c], u = s.u[t * R + c];
+            if (!a.line.exists(tile.b, t)) continue;
+            const ScanRow& row = rows[t];
             vf y = splat(0.0f);
             for (int v = 0; v < V; ++v) {
-                h[v] = exp2(d * A[v]) * h[v] + u * load(s.B + t * a.n + v * W);
-                y += h[v] * load(s.C + t * a.n + v * W);
+                h[v] = exp2(row.d[c] * A[v]) * h[v] + row.u[c] * load(row.B + v * W);
+                y += h[v] * load(row.C + v * W);
             }
-            float sum = 0;
-            for (int64_t i = 0; i < W; ++i) sum += y[i];
-            s.y[t * R + c] += sum;
+            row.y[c] += sum(y);
         }
         for (int v = 0; v < V; ++v) store(a.last.f(tile.b, e) + v * W, h[v]);
     }
@@ -84,39 +92,47 @@ void run_few(const void* context, int64_t index, char* scratch) {
     const SelectiveScan& a = *static_cast<const SelectiveScan*>(context);
     const ScanTile tile = scan_tile(a, index);
     Arena arena{scratch};
-    ScanChunk s;
+    ScanMemory s;
     s.take(arena, a.n);
     scan_rows(a, tile, s);
-    scan_inputs(a, tile, s, 0, a.length);
-    if (a.n == W) advance_few<1>(a, tile, s);
-    else if (a.n == 2 * W) advance_few<2>(a, tile, s);
-    else advance_few<4>(a, tile, s);
-    outputs(a, tile, s, 0, a.length);
+    ScanRow rows[kFew];
+    for (int64_t t = 0; t < a.length; ++t) {
+        rows[t].take(arena, a.n);
+        if (a.line.exists(tile.b, t)) scan_row(a, tile, s, t, rows[t]);
+    }
+    if (a.n == W) advance_few<1>(a, tile, rows);
+    else if (a.n == 2 * W) advance_few<2>(a, tile, rows);
+    else advance_few<4>(a, tile, rows);
+    for (int64_t t = 0; t < a.length; ++t) {
+        if (a.line.exists(tile.b, t)) output(a, tile, t, rows[t].y, rows[t].x);
+        else no_output(a, tile, t);
+    }
 }
 
 void run(const void* context, int64_t index, char* scratch) {
     const SelectiveScan& a = *static_cast<const SelectiveScan*>(context);
     const ScanTile tile = scan_tile(a, index);
-    const int64_t n = a.n;
+    const int64_t n = a.n, lanes = tile.vectors * W;
     Arena arena{scratch};
-    ScanChunk s;
+    ScanMemory s;
+    ScanRow row;
     s.take(arena, n);
-    scan_constants(a, tile, s);
+    row.take(arena, n);
+    scan_memory(a, tile, s);
     gather_state(a.state, tile, n, s.h, 1.0f);
-    for (int64_t t0 = 0, chunk = 0; t0 < a.length; t0 += T, ++chunk) {
-        const int64_t count = least(T, a.length - t0);
-        if (a.chunks)
-            for (int64_t i = 0; i < n; ++i) memcpy(a.chunks.f(tile.b, chunk, i, tile.e), s.h + i * R, static_cast<size_t>(tile.width * 4));
-        scan_inputs(a, tile, s, t0, count);
-        stretches(a.line, tile.b, t0, count, [&](int64_t first, int64_t last, bool from_reset) {
-            if (from_reset) memcpy(s.h, s.origin, static_cast<size_t>(n * R * 4));
-            for (int64_t lane = 0; lane < tile.vectors * W; lane += W) {
-                int64_t k = 0;
-                for (; k + 4 <= n; k += 4) advance<4>(s, n, k, lane, first, last);
-                for (; k < n; ++k) advance<1>(s, n, k, lane, first, last);
-            }
-        });
-        outputs(a, tile, s, t0, count);
+    for (int64_t t = 0; t < a.length; ++t) {
+        if (a.chunks && t % T == 0)
+            for (int64_t i = 0; i < n; ++i) memcpy(a.chunks.f(tile.b, t / T, i, tile.e), s.h + i * R, static_cast<size_t>(tile.width * 4));
+        if (a.line.resets(tile.b, t)) memcpy(s.h, s.origin, static_cast<size_t>(n * R * 4));
+        if (!a.line.exists(tile.b, t)) {
+            no_output(a, tile, t);
+            continue;
+        }
+        scan_row(a, tile, s, t, row);
+        int64_t lane = 0;
+        for (; lane + 2 * W <= lanes; lane += 2 * W) advance<2>(s, row, n, lane);
+        if (lane < lanes) advance<1>(s, row, n, lane);
+        output(a, tile, t, row.y, row.x);
     }
     scatter_state(a.last, tile, n, s.h);
 }
@@ -124,7 +140,8 @@ void run(const void* context, int64_t index, char* scratch) {
 }  // namespace
 
 Work selective_scan_work(const SelectiveScan& a) {
-    return {a.batch * a.groups * tiles_per_group(a), ScanChunk::bytes(a.n), few(a) ? run_few : run};
+    const int64_t tiles = a.batch * a.groups * tiles_per_group(a), memory = ScanMemory::bytes(a.n), row = ScanRow::bytes(a.n);
+    return few(a) ? Work{tiles, memory + kFew * row, run_few} : Work{tiles, memory + row, run};
 }
 
 void selective_scan(const SelectiveScan& a) {

@@ -1,5 +1,5 @@
-// Shared by the forward and the backward of the selective scan: a tile of channels within one group, one chunk of positions at a time.
-// Lanes are channels. Scratch rows hold kTile channels; lanes beyond the tile's width hold zeros.
+// Shared by the forward and the backward of the selective scan. A tile is kTile channels of one group and one batch row; lanes are
+// channels. Scratch rows hold kTile channels; lanes beyond the tile's width hold a step over zeros.
 #pragma once
 #include "simd.h"
 
@@ -8,7 +8,6 @@ namespace STATESCAN_ISA {
 
 constexpr int64_t T = kChunk;
 constexpr int64_t R = kTile;
-constexpr int64_t kAhead = 8;
 
 struct ScanTile {
     int64_t b, g, e, width, vectors, index;  // first channel, channels, vectors; index: b's tiles one after the other
@@ -29,19 +28,27 @@ static inline ScanTile scan_tile(const SelectiveScan& a, int64_t tile) {
     return t;
 }
 
-// Scratch of one chunk.
-struct ScanChunk {
-    float *d, *u, *y;       // (T, R): step, step * x, output before the gate
-    float *B, *C;           // (T, N)
-    float *A, *h, *origin;  // (N, R): A * log2(e), the state, the state after a reset
-    float *D, *bias, *row, *row2;  // (R,)
+// What a tile keeps from position to position.
+struct ScanMemory {
+    float *A, *h, *origin;      // (N, R): A * log2(e), the state, the state after a reset
+    float *D, *bias, *steepest;  // (R,); the largest |A| * log2(e) of the channel
 
-    static int64_t bytes(int64_t n) { return 4 * (3 * T * R + 2 * T * n + 3 * n * R + 4 * R) + 64 * 12; }
+    static int64_t bytes(int64_t n) { return 4 * (3 * n * R + 3 * R); }
     void take(Arena& arena, int64_t n) {
-        d = arena.floats(T * R); u = arena.floats(T * R); y = arena.floats(T * R);
-        B = arena.floats(T * n); C = arena.floats(T * n);
         A = arena.floats(n * R); h = arena.floats(n * R); origin = arena.floats(n * R);
-        D = arena.floats(R); bias = arena.floats(R); row = arena.floats(R); row2 = arena.floats(R);
+        D = arena.floats(R); bias = arena.floats(R); steepest = arena.floats(R);
+    }
+};
+
+// The inputs of one position.
+struct ScanRow {
+    float *x, *d, *u, *y;  // (R,): d the step, u = d x, y = D x
+    float *B, *C;          // (N,)
+
+    static int64_t bytes(int64_t n) { return 4 * (4 * R + 2 * (n + 2 * W)) + 2 * 64; }
+    void take(Arena& arena, int64_t n) {
+        x = arena.floats(R); d = arena.floats(R); u = arena.floats(R); y = arena.floats(R);
+        B = arena.floats(ceil_to(n, W)); C = arena.floats(ceil_to(n, W));
     }
 };
 
@@ -61,14 +68,14 @@ static inline void scatter_state(const View& v, const ScanTile& tile, int64_t n,
     }
 }
 
-static inline void scan_rows(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
+static inline void scan_rows(const SelectiveScan& a, const ScanTile& tile, ScanMemory& s) {
     zero(s.D, R);
     zero(s.bias, R);
     if (a.D) load_row(a.D.at(tile.e), kFloat, tile.width, s.D);
     if (a.bias) load_row(a.bias.at(tile.e), kFloat, tile.width, s.bias);
 }
 
-static inline void scan_constants(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s) {
+static inline void scan_memory(const SelectiveScan& a, const ScanTile& tile, ScanMemory& s) {
     View matrix = a.A;  // (E, N) seen as (1, E, N)
     matrix.stride[2] = a.A.stride[1];
     matrix.stride[1] = a.A.stride[0];
@@ -76,59 +83,34 @@ static inline void scan_constants(const SelectiveScan& a, const ScanTile& tile, 
     gather_state(matrix, tile, a.n, s.A, kLog2e);
     if (a.reset_to) gather_state(a.reset_to, tile, a.n, s.origin, 1.0f);
     scan_rows(a, tile, s);
-}
-
-// Reads the inputs of positions [t0, t0 + count): a position that does not exist becomes a step of zero with zero input,
-// which holds the state exactly, whatever stands there.
-static inline void scan_inputs(const SelectiveScan& a, const ScanTile& tile, ScanChunk& s, int64_t t0, int64_t count) {
-    const int64_t lanes = tile.vectors * W;
-    for (int64_t t = 0; t < count; ++t) {
-        float *d = s.d + t * R, *u = s.u + t * R, *y = s.y + t * R, *B = s.B + t * a.n, *C = s.C + t * a.n;
-        if (!a.line.exists(tile.b, t0 + t)) {
-            zero(d, lanes); zero(u, lanes); zero(y, lanes); zero(B, a.n); zero(C, a.n);
-            continue;
+    for (int64_t i = 0; i < R; i += W) {
+        vf most = splat(0);
+        for (int64_t k = 0; k < a.n; ++k) {
+            const vf size = abs(load(s.A + k * R + i));
+            most = (size <= most) | (most != most) ? most : size;  // NaN stays: its channel is never inside
         }
-        float rest[W];
-        const char* rows[2] = {a.B.at(tile.b, t0 + t, tile.g), a.C.at(tile.b, t0 + t, tile.g)};
-        float* to[2] = {B, C};
-        for (int k = 0; k < 2; ++k) {
-            const View& v = k == 0 ? a.B : a.C;
-            const int64_t whole = a.n / W * W;
-            load_row(rows[k], v.type, whole, to[k]);
-            if (whole < a.n) {
-                load_row(rows[k] + whole * v.bytes(), v.type, a.n - whole, rest);
-                memcpy(to[k] + whole, rest, static_cast<size_t>((a.n - whole) * 4));
-            }
-        }
-        const char *x_row = a.x.at(tile.b, t0 + t, tile.e), *delta_row = a.delta.at(tile.b, t0 + t, tile.e);
-        prefetch_row(a.x, x_row, kAhead, tile.width);
-        prefetch_row(a.delta, delta_row, kAhead, tile.width);
-        load_row(x_row, a.x.type, tile.width, s.row);
-        load_row(delta_row, a.delta.type, tile.width, d);
-        const float interval = a.line.time(tile.b, t0 + t);
-        for (int64_t i = 0; i < lanes; i += W) {
-            vf step = load(d + i) + load(s.bias + i);
-            if (a.softplus) step = softplus(step);
-            step = step * interval;
-            const vf x = load(s.row + i);
-            store(d + i, step);
-            store(u + i, step * x);
-            store(y + i, load(s.D + i) * x);
-        }
-        for (int64_t i = tile.width; i < lanes; ++i) d[i] = u[i] = y[i] = 0;
+        store(s.steepest + i, most);
     }
 }
 
-// Calls fn(first, last, from_reset) for the stretches of [0, count) between resets, in order.
-template <class Fn>
-static inline void stretches(const Line& line, int64_t b, int64_t t0, int64_t count, Fn fn) {
-    int64_t first = 0;
-    bool from_reset = line.resets(b, t0);
-    for (int64_t t = 1; t <= count; ++t) {
-        if (t < count && !line.resets(b, t0 + t)) continue;
-        fn(first, t, from_reset);
-        first = t;
-        from_reset = true;
+// Reads the inputs of an existing position.
+static inline void scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row) {
+    load_row(a.B.at(tile.b, t, tile.g), a.B.type, a.n, row.B);
+    load_row(a.C.at(tile.b, t, tile.g), a.C.type, a.n, row.C);
+    const char *x = a.x.at(tile.b, t, tile.e), *delta = a.delta.at(tile.b, t, tile.e);
+    prefetch_row(a.x, x, tile.width);
+    prefetch_row(a.delta, delta, tile.width);
+    load_row(x, a.x.type, tile.width, row.x);
+    load_row(delta, a.delta.type, tile.width, row.d);
+    const float interval = a.line.time(tile.b, t);
+    for (int64_t i = 0; i < tile.vectors * W; i += W) {
+        vf step = load(row.d + i) + load(s.bias + i);
+        if (a.softplus) step = softplus(step);
+        step = step * interval;
+        const vf x_i = load(row.x + i);
+        store(row.d + i, step);
+        store(row.u + i, step * x_i);
+        store(row.y + i, load(s.D + i) * x_i);
     }
 }
 

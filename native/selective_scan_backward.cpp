@@ -7,68 +7,91 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
+// A chunk's numbers of one kind, (vectors, T, W): a vector of channels streams over time through contiguous memory. The odd stride keeps
+// the vectors of one position in different sets of the cache.
+constexpr int64_t kColumn = (T + 4) * W, kColumns = R / W * kColumn;
+
 struct GradChunk {
-    float *gy, *gd, *gu;             // (T, R): before the gate; of the step through the decay, over ln 2; of step * x
-    float *before, *decay;           // (T, 4, W): state before the position, decay
+    float *d, *u, *y;                // columns: step, step * x, output before the gate
+    float *gy, *gd, *gu;             // columns: before the gate; of the step through the decay, over ln 2; of step * x
+    float *B, *C;                    // (T, N)
+    float *states, *decay;           // (T + 1, 4, W), (T, 4, W): the state before each position and after the last; its decay
     float *gB, *gC;                  // (T, 4, W)
     float *carry, *gA, *greset;      // (N, R)
     float *gD, *gbias, *sums, *out;  // (R,), (R,), (4 T,), (R,)
 
-    static int64_t bytes(int64_t n) { return 4 * (3 * T * R + 16 * T * W + 3 * n * R + 3 * R + 4 * T) + 64 * 16; }
+    static int64_t bytes(int64_t n) { return 4 * (6 * kColumns + 2 * T * n + (16 * T + 4) * W + 3 * n * R + 3 * R + 4 * T) + 64 * 20; }
     void take(Arena& arena, int64_t n) {
-        gy = arena.floats(T * R); gd = arena.floats(T * R); gu = arena.floats(T * R);
-        before = arena.floats(4 * T * W); decay = arena.floats(4 * T * W);
+        float** const columns[] = {&d, &u, &y, &gy, &gd, &gu};
+        for (float** column : columns) *column = arena.floats(kColumns);
+        B = arena.floats(T * n); C = arena.floats(T * n);
+        states = arena.floats(4 * (T + 1) * W); decay = arena.floats(4 * T * W);
         gB = arena.floats(4 * T * W); gC = arena.floats(4 * T * W);
         carry = arena.floats(n * R); gA = arena.floats(n * R); greset = arena.floats(n * R);
         gD = arena.floats(R); gbias = arena.floats(R); sums = arena.floats(4 * T); out = arena.floats(R);
     }
 };
 
-template <int K>
-void lane_block(const ScanChunk& s, const GradChunk& g, const bool* reset, int64_t n, int64_t k, int64_t lane, int64_t count) {
+// Where position t's vector of channels from `lane` on stands in a column.
+STATESCAN_INLINE int64_t at(int64_t t, int64_t lane) { return lane / W * kColumn + t * W; }
+
+// The chunk again, from its first state: states, decays and outputs of K states of one vector of channels.
+template <int K, bool inside>
+void forwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64_t n, int64_t k, int64_t lane, int64_t count) {
+    const float *dc = g.d + at(0, lane), *uc = g.u + at(0, lane);
+    float* yc = g.y + at(0, lane);
     vf h[K], A[K];
     for (int i = 0; i < K; ++i) {
         h[i] = load(s.h + (k + i) * R + lane);
         A[i] = load(s.A + (k + i) * R + lane);
     }
     for (int64_t t = 0; t < count; ++t) {
-        const vf d = load(s.d + t * R + lane), u = load(s.u + t * R + lane);
-        const float *B = s.B + t * n + k, *C = s.C + t * n + k;
-        if (reset[t])
-            for (int i = 0; i < K; ++i) h[i] = load(s.origin + (k + i) * R + lane);
-        vf y = load(s.y + t * R + lane);
+        const vf d = load(dc + t * W), u = load(uc + t * W);
+        const float *B = g.B + t * n + k, *C = g.C + t * n + k;
+        vf y = load(yc + t * W);
         for (int i = 0; i < K; ++i) {
-            const vf decay = exp2(d * A[i]);
-            store(g.before + (t * K + i) * W, h[i]);
+            const vf exponent = d * A[i], decay = inside ? exp2_inside(exponent) : exp2(exponent);
+            store(g.states + (t * K + i) * W, h[i]);
             store(g.decay + (t * K + i) * W, decay);
+            if (reset[t]) h[i] = load(s.origin + (k + i) * R + lane);
             h[i] = decay * h[i] + u * B[i];
             y += h[i] * C[i];
         }
-        store(s.y + t * R + lane, y);
+        store(yc + t * W, y);
     }
-    vf carry[K], gA[K];
+    for (int i = 0; i < K; ++i) store(g.states + (count * K + i) * W, h[i]);
+}
+
+template <int K>
+void backwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64_t n, int64_t k, int64_t lane, int64_t count) {
+    const float *dc = g.d + at(0, lane), *uc = g.u + at(0, lane), *gyc = g.gy + at(0, lane);
+    float *guc = g.gu + at(0, lane), *gdc = g.gd + at(0, lane);
+    vf carry[K], gA[K], A[K];
     for (int i = 0; i < K; ++i) {
         carry[i] = load(g.carry + (k + i) * R + lane);
         gA[i] = load(g.gA + (k + i) * R + lane);
+        A[i] = load(s.A + (k + i) * R + lane);
     }
     for (int64_t t = count - 1; t >= 0; --t) {
-        const vf d = load(s.d + t * R + lane), u = load(s.u + t * R + lane), gy = load(g.gy + t * R + lane);
-        const float *B = s.B + t * n + k, *C = s.C + t * n + k;
-        vf gu = load(g.gu + t * R + lane), gd = load(g.gd + t * R + lane);
+        const vf d = load(dc + t * W), u = load(uc + t * W), gy = load(gyc + t * W);
+        const float *B = g.B + t * n + k, *C = g.C + t * n + k;
+        const float* from = reset[t] ? s.origin + k * R + lane : g.states + t * K * W;
+        const int64_t step = reset[t] ? R : W;
+        vf gu = load(guc + t * W), gd = load(gdc + t * W);
         for (int i = 0; i < K; ++i) {
-            const vf before = load(g.before + (t * K + i) * W), decay = load(g.decay + (t * K + i) * W);
+            const vf before = load(from + i * step), after = load(g.states + ((t + 1) * K + i) * W);
             float *gB = g.gB + (t * K + i) * W, *gC = g.gC + (t * K + i) * W;
             const vf gh = carry[i] + gy * C[i];
-            store(gC, load(gC) + gy * (decay * before + u * B[i]));
+            store(gC, load(gC) + gy * after);
             store(gB, load(gB) + gh * u);
             gu += gh * B[i];
-            carry[i] = gh * decay;
+            carry[i] = gh * load(g.decay + (t * K + i) * W);
             const vf through = carry[i] * before;
             gd += through * A[i];
             gA[i] += through * d;
         }
-        store(g.gu + t * R + lane, gu);
-        store(g.gd + t * R + lane, gd);
+        store(guc + t * W, gu);
+        store(gdc + t * W, gd);
         if (reset[t])
             for (int i = 0; i < K; ++i) {
                 float* p = g.greset + (k + i) * R + lane;
@@ -106,11 +129,16 @@ void sum_lanes(const float* vectors, int64_t count, float* out) {
 }
 
 template <int K>
-void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanChunk& s, const GradChunk& g, const bool* reset, int64_t k,
-                 int64_t t0, int64_t count) {
+void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const GradChunk& g, const bool* reset,
+                 const bool* inside, int64_t k, int64_t t0, int64_t count) {
+    const int64_t n = a.forward.n;
     zero(g.gB, count * K * W);
     zero(g.gC, count * K * W);
-    for (int64_t lane = 0; lane < tile.vectors * W; lane += W) lane_block<K>(s, g, reset, a.forward.n, k, lane, count);
+    for (int64_t lane = 0; lane < tile.vectors * W; lane += W) {
+        if (inside[lane / W]) forwards<K, true>(s, g, reset, n, k, lane, count);
+        else forwards<K, false>(s, g, reset, n, k, lane, count);
+        backwards<K>(s, g, reset, n, k, lane, count);
+    }
     const float* from[2] = {g.gB, g.gC};
     const View* to[2] = {&a.part_B, &a.part_C};
     for (int which = 0; which < 2; ++which) {
@@ -119,64 +147,93 @@ void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanChu
     }
 }
 
-void output_gradients(const SelectiveScanGrad& a, const ScanTile& tile, ScanChunk& s, GradChunk& g, int64_t t0, int64_t count) {
+// The chunk's inputs and the gradients before the gate. A position that does not exist becomes a step of zero with zero input, which
+// holds the state exactly, whatever stands there.
+void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const ScanRow& row, GradChunk& g, bool* inside, int64_t t0,
+            int64_t count) {
     const SelectiveScan& f = a.forward;
+    const int64_t n = f.n, lanes = tile.vectors * W;
+    for (int64_t i = 0; i < lanes; i += W) inside[i / W] = true;
     for (int64_t t = 0; t < count; ++t) {
-        float* gy = g.gy + t * R;
         if (!f.line.exists(tile.b, t0 + t)) {
-            zero(gy, R);
+            float* const columns[] = {g.d, g.u, g.y, g.gy};
+            for (float* column : columns)
+                for (int64_t i = 0; i < lanes; i += W) store(column + at(t, i), splat(0));
+            zero(g.B + t * n, n);
+            zero(g.C + t * n, n);
             continue;
         }
-        load_row(a.gy.at(tile.b, t0 + t, tile.e), a.gy.type, tile.width, gy);
-        if (!f.z) continue;
-        load_row(f.z.at(tile.b, t0 + t, tile.e), f.z.type, tile.width, s.row);
-        for (int64_t i = 0; i < tile.vectors * W; i += W) {
-            const vf z = load(s.row + i);
-            store(gy + i, load(gy + i) * z * sigmoid(z));
+        scan_row(f, tile, s, t0 + t, row);
+        memcpy(g.B + t * n, row.B, static_cast<size_t>(n * 4));
+        memcpy(g.C + t * n, row.C, static_cast<size_t>(n * 4));
+        const char* gy_row = a.gy.at(tile.b, t0 + t, tile.e);
+        prefetch_row(a.gy, gy_row, tile.width);
+        load_row(gy_row, a.gy.type, tile.width, row.x);
+        if (f.z) {
+            const char* z_row = f.z.at(tile.b, t0 + t, tile.e);
+            prefetch_row(f.z, z_row, tile.width);
+            load_row(z_row, f.z.type, tile.width, g.out);
+        }
+        for (int64_t i = 0; i < lanes; i += W) {
+            const vf d = load(row.d + i);
+            inside[i / W] = inside[i / W] && all(abs(d) * load(s.steepest + i) < splat(126.0f));
+            store(g.d + at(t, i), d);
+            store(g.u + at(t, i), load(row.u + i));
+            store(g.y + at(t, i), load(row.y + i));
+            vf gy = load(row.x + i);
+            if (f.z) {
+                const vf z = load(g.out + i);
+                gy = gy * z * sigmoid(z);
+            }
+            store(g.gy + at(t, i), gy);
         }
     }
 }
 
-void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, ScanChunk& s, GradChunk& g, int64_t t0, int64_t count) {
+void no_gradients(const SelectiveScanGrad& a, const ScanTile& tile, int64_t t) {
+    const View* const gradients[] = {&a.gx, &a.gdelta, &a.gz};
+    for (const View* v : gradients)
+        if (*v) memset(v->at(tile.b, t, tile.e), 0, static_cast<size_t>(tile.width * v->bytes()));
+    if (a.forward.line.interval) *a.part_interval.f(tile.index, t) = 0;
+}
+
+void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const ScanRow& row, GradChunk& g, int64_t t0,
+                     int64_t count) {
     const SelectiveScan& f = a.forward;
-    const int64_t lanes = tile.vectors * W;
+    const int64_t b = tile.b, lanes = tile.vectors * W;
     for (int64_t t = 0; t < count; ++t) {
-        const int64_t b = tile.b, at = t0 + t;
-        float *gu = g.gu + t * R, *gd = g.gd + t * R;
-        vf elapsed = splat(0);
-        if (!f.line.exists(b, at)) {
-            zero(gu, lanes);
-            zero(gd, lanes);
-            zero(g.out, lanes);
-            if (f.z) store_row(a.gz.at(b, at, tile.e), a.gz.type, tile.width, g.out);
-        } else {
-            if (f.z) {
-                load_row(f.z.at(b, at, tile.e), f.z.type, tile.width, s.row);
-                load_row(a.gy.at(b, at, tile.e), a.gy.type, tile.width, s.row2);
-                for (int64_t i = 0; i < lanes; i += W) {
-                    const vf z = load(s.row + i), gate = sigmoid(z);
-                    store(g.out + i, load(s.row2 + i) * load(s.y + t * R + i) * gate * (1.0f + z * (1.0f - gate)));
-                }
-                store_row(a.gz.at(b, at, tile.e), a.gz.type, tile.width, g.out);
-            }
-            load_row(f.x.at(b, at, tile.e), f.x.type, tile.width, s.row);
-            load_row(f.delta.at(b, at, tile.e), f.delta.type, tile.width, s.row2);
-            const float interval = f.line.time(b, at);
-            for (int64_t i = 0; i < lanes; i += W) {
-                const vf x = load(s.row + i), raw = load(s.row2 + i) + load(s.bias + i), gy = load(g.gy + t * R + i), u = load(gu + i);
-                vf gstep = load(gd + i) * 0.6931471805599453f + u * x;
-                store(gu + i, u * load(s.d + t * R + i) + gy * load(s.D + i));
-                store(g.gD + i, load(g.gD + i) + gy * x);
-                if (f.line.interval) elapsed += gstep * (f.softplus ? softplus(raw) : raw);
-                gstep = gstep * interval;
-                if (f.softplus) gstep = gstep * sigmoid(raw);
-                store(gd + i, gstep);
-                store(g.gbias + i, load(g.gbias + i) + gstep);
-            }
+        const int64_t now = t0 + t;
+        if (!f.line.exists(b, now)) {
+            no_gradients(a, tile, now);
+            continue;
         }
-        store_row(a.gx.at(b, at, tile.e), a.gx.type, tile.width, gu);
-        store_row(a.gdelta.at(b, at, tile.e), a.gdelta.type, tile.width, gd);
-        if (f.line.interval) *a.part_interval.f(tile.index, at) = sum(elapsed);
+        if (f.z) {
+            load_row(f.z.at(b, now, tile.e), f.z.type, tile.width, row.x);
+            load_row(a.gy.at(b, now, tile.e), a.gy.type, tile.width, row.d);
+            for (int64_t i = 0; i < lanes; i += W) {
+                const vf z = load(row.x + i), gate = sigmoid(z);
+                store(g.out + i, load(row.d + i) * load(g.y + at(t, i)) * gate * (1.0f + z * (1.0f - gate)));
+            }
+            store_row(a.gz.at(b, now, tile.e), a.gz.type, tile.width, g.out);
+        }
+        load_row(f.x.at(b, now, tile.e), f.x.type, tile.width, row.x);
+        load_row(f.delta.at(b, now, tile.e), f.delta.type, tile.width, row.d);
+        const float interval = f.line.time(b, now);
+        vf elapsed = splat(0);
+        for (int64_t i = 0; i < lanes; i += W) {
+            const vf x = load(row.x + i), raw = load(row.d + i) + load(s.bias + i), gy = load(g.gy + at(t, i)), u = load(g.gu + at(t, i));
+            vf gstep = load(g.gd + at(t, i)) * 0.6931471805599453f + u * x;
+            store(row.u + i, u * load(g.d + at(t, i)) + gy * load(s.D + i));
+            store(g.gD + i, load(g.gD + i) + gy * x);
+            if (f.line.interval) elapsed += gstep * (f.softplus ? softplus(raw) : raw);
+            gstep = gstep * interval;
+            if (f.softplus) gstep = gstep * sigmoid(raw);
+            store(row.y + i, gstep);
+            store(g.gbias + i, load(g.gbias + i) + gstep);
+        }
+        store_row(a.gx.at(b, now, tile.e), a.gx.type, tile.width, row.u);
+        store_row(a.gdelta.at(b, now, tile.e), a.gdelta.type, tile.width, row.y);
+        if (f.line.interval) *a.part_interval.f(tile.index, now) = sum(elapsed);
     }
 }
 
@@ -186,11 +243,13 @@ void run(const void* context, int64_t index, char* scratch) {
     const ScanTile tile = scan_tile(f, index);
     const int64_t n = f.n;
     Arena arena{scratch};
-    ScanChunk s;
+    ScanMemory s;
+    ScanRow row;
     GradChunk g;
     s.take(arena, n);
+    row.take(arena, n);
     g.take(arena, n);
-    scan_constants(f, tile, s);
+    scan_memory(f, tile, s);
     zero(g.carry, n * R);
     if (a.glast) gather_state(a.glast, tile, n, g.carry, 1.0f);
     zero(g.gA, n * R);
@@ -198,19 +257,18 @@ void run(const void* context, int64_t index, char* scratch) {
     zero(g.gD, R);
     zero(g.gbias, R);
     zero(s.h, n * R);
-    bool reset[T];
+    bool reset[T], inside[R / W];
     for (int64_t chunk = (f.length - 1) / T; chunk >= 0; --chunk) {
         const int64_t t0 = chunk * T, count = least(T, f.length - t0);
         for (int64_t i = 0; i < n; ++i) memcpy(s.h + i * R, f.chunks.f(tile.b, chunk, i, tile.e), static_cast<size_t>(tile.width * 4));
         for (int64_t t = 0; t < count; ++t) reset[t] = f.line.resets(tile.b, t0 + t);
-        scan_inputs(f, tile, s, t0, count);
-        output_gradients(a, tile, s, g, t0, count);
-        zero(g.gu, count * R);
-        zero(g.gd, count * R);
+        inputs(a, tile, s, row, g, inside, t0, count);
+        zero(g.gu, kColumns);
+        zero(g.gd, kColumns);
         int64_t k = 0;
-        for (; k + 4 <= n; k += 4) state_block<4>(a, tile, s, g, reset, k, t0, count);
-        for (; k < n; ++k) state_block<1>(a, tile, s, g, reset, k, t0, count);
-        input_gradients(a, tile, s, g, t0, count);
+        for (; k + 4 <= n; k += 4) state_block<4>(a, tile, s, g, reset, inside, k, t0, count);
+        for (; k < n; ++k) state_block<1>(a, tile, s, g, reset, inside, k, t0, count);
+        input_gradients(a, tile, s, row, g, t0, count);
     }
     for (int64_t i = 0; i < n; ++i) memcpy(a.part_A.f(tile.b, i, tile.e), g.gA + i * R, static_cast<size_t>(tile.width * 4));
     memcpy(a.part_D.f(tile.b, tile.e), g.gD, static_cast<size_t>(tile.width * 4));
@@ -270,7 +328,7 @@ void sum_rows(const void* context, int64_t index, char*) {
 
 void selective_scan_backward(const SelectiveScanGrad& a) {
     const SelectiveScan& f = a.forward;
-    parallel(f.threads, f.batch * f.groups * tiles_per_group(f), ScanChunk::bytes(f.n) + GradChunk::bytes(f.n), run, &a);
+    parallel(f.threads, f.batch * f.groups * tiles_per_group(f), ScanMemory::bytes(f.n) + ScanRow::bytes(f.n) + GradChunk::bytes(f.n), run, &a);
     parallel(f.threads, f.batch * ((f.length + T - 1) / T), 4 * ceil_to(f.n, W), sum_tiles, &a);
     parallel(f.threads, (f.width + R - 1) / R, 64, sum_rows, &a);
 }

@@ -48,9 +48,25 @@ static inline vf max(vf a, vf b) { return a > b ? a : b; }
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
 #endif
 
-// 2^t, relative error below 2e-7, exact at integers; from 2^-126 to 2^127. NaN stays NaN.
-static inline vf exp2(vf t) {
-    t = max(splat(-126.0f), min(splat(127.0f), t));
+static inline vf abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
+
+// Whether a comparison holds in every lane.
+STATESCAN_INLINE bool all(vi condition) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)condition) == 0xffff;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)condition) == 0xff;
+#elif defined(__SSE2__)
+    return _mm_movemask_ps((__m128)condition) == 0xf;
+#else
+    for (int64_t i = 0; i < W; ++i)
+        if (condition[i] == 0) return false;
+    return true;
+#endif
+}
+
+// 2^t for t within [-126, 127], relative error below 2e-7, exact at integers.
+STATESCAN_INLINE vf exp2_inside(vf t) {
     const vf shifted = t + 12582912.0f;  // 1.5 * 2^23: the low bits now hold the nearest integer
     const vf f = t - (shifted - 12582912.0f);
     vf p = splat(0.0013264727206376316f);
@@ -62,23 +78,25 @@ static inline vf exp2(vf t) {
     return (vf)((vi)p + ((vi)shifted << 23));
 }
 
+// 2^t with t held within [-126, 127]; NaN stays NaN.
+STATESCAN_INLINE vf exp2(vf t) { return exp2_inside(max(splat(-126.0f), min(splat(127.0f), t))); }
+
 constexpr float kLog2e = 1.4426950408889634f;
 static inline vf exp(vf v) { return exp2(v * kLog2e); }
 static inline vf sigmoid(vf v) { return 1.0f / (1.0f + exp(-v)); }
 
-// log(1 + u) for u in [0, 1]: twice the area tangent of u / (2 + u).
+// log(1 + u) for u in [0, 1], relative error below 2e-7; no division.
 static inline vf log1p(vf u) {
-    const vf s = u / (2.0f + u);
-    const vf q = s * s;
-    vf p = splat(1.0f / 15);
-    p = p * q + 1.0f / 13;
-    p = p * q + 1.0f / 11;
-    p = p * q + 1.0f / 9;
-    p = p * q + 1.0f / 7;
-    p = p * q + 1.0f / 5;
-    p = p * q + 1.0f / 3;
-    p = p * q + 1.0f;
-    return 2.0f * s * p;
+    vf p = splat(0.005364810582250357f);
+    p = p * u - 0.030065739527344704f;
+    p = p * u + 0.07920445501804352f;
+    p = p * u - 0.13753795623779297f;
+    p = p * u + 0.19153651595115662f;
+    p = p * u - 0.24857163429260254f;
+    p = p * u + 0.3332132399082184f;
+    p = p * u - 0.49999648332595825f;
+    p = p * u + 1.0f;
+    return p * u;
 }
 
 static inline vf softplus(vf v) {
@@ -135,10 +153,13 @@ static inline void store_row(char* p, int32_t type, int64_t count, const float* 
     memcpy(p + 2 * i, rest, static_cast<size_t>((count - i) * 2));
 }
 
-// Asks for the row that comes `ahead` positions later: rows lie a page or more apart, where the hardware does not look ahead.
-static inline void prefetch_row(const View& v, const char* row, int64_t ahead, int64_t count) {
-    const char* p = row + ahead * v.stride[1] * v.bytes();
-    for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i);
+// Asks for the row that comes a few positions later: rows lie a page or more apart, where the hardware does not look ahead. Into the
+// second-level cache: their distance is often a multiple of a large power of two, and a few such rows evict each other from the first.
+constexpr int64_t kAhead = 8;
+template <int for_writing = 0>
+static inline void prefetch_row(const View& v, const char* row, int64_t count) {
+    const char* p = row + kAhead * v.stride[1] * v.bytes();
+    for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i, for_writing, 2);
 }
 
 static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count * 4)); }
