@@ -2,7 +2,8 @@
 
 Three kinds of folder, told apart by their config.json:
 
-- ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null, ...}``;
+- ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null, ...}``, and, of a
+  quantised model, ``"quantization": {module name: [bits, group size], ...}``;
 - transformers': ``{"model_type": "mamba" | "mamba2", "hidden_size": ..., ...}``;
 - the original project's: ``{"d_model": ..., "n_layer": ..., "ssm_cfg": {...}, ...}``.
 
@@ -21,11 +22,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from statescan.data.tokenizers import load_tokenizer
 from statescan.files import read_json, replacing, write_json, write_safetensors
 from statescan.interop.foreign import plain_floats, read_original, read_transformers, tagged_floats, write_original, write_transformers
-from statescan.interop.weights import check_finite, check_match, read_weights
+from statescan.interop.weights import check_finite, check_match, read_weights, some
+from statescan.layers import QuantLinear
 from statescan.parameters import Dynamic
 from statescan.spec import Spec
 
@@ -50,7 +53,7 @@ def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | No
         raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
     spec, rename = _understand(config, str(file))
     tensors = {rename(name): tensor for name, tensor in read_weights(folder).items()}
-    model = _assemble(spec, tensors, folder)
+    model = _assemble(spec, tensors, folder, config.get("quantization", {}) if config.get("format") == "statescan" else {})
     tokenizer = _read_tokenizer(folder, config, model)
     if tokenizer is not None:
         model.tokenizer = tokenizer
@@ -69,6 +72,9 @@ def save_pretrained(model: nn.Module, folder: PathLike, tokenizer: Any = None) -
         "model": tagged_floats(spec.to_dict()),
         "tokenizer": None,
     }
+    quantized = {name: [m.bits, m.group_size] for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, QuantLinear)}
+    if quantized:
+        config["quantization"] = quantized
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", _unshared(model), {"format": "pt"})
     config["tokenizer"] = _write_tokenizer(tokenizer, folder)
@@ -92,6 +98,8 @@ def export_pretrained(
     folder = Path(folder)
     if format not in ("transformers", "mamba_ssm"):
         raise ValueError(f"format must be 'transformers' or 'mamba_ssm'; got {format!r}")
+    if any(isinstance(module, QuantLinear) for module in model.modules()):
+        raise ValueError("a quantised model cannot be exported: neither format knows its weights; export the model it was made from")
     hub = format == "transformers"
     config = tagged_floats(write_transformers(model)) if hub else write_original(model)
     tensors = {name: tensor.detach().cpu().to(dtype) for name, tensor in _unshared(model).items()}
@@ -153,11 +161,24 @@ def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
     )
 
 
-def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path) -> Any:
-    """Build without memory, check, and put the tensors in."""
+def _build(spec: Spec[Any], quantized: Mapping[str, Any]) -> Any:
+    """A new model, with the Linear modules that were quantised as such."""
+    model = spec()
+    for name, how in quantized.items():
+        linear = dict(model.named_modules()).get(name)
+        if type(linear) is not nn.Linear or not isinstance(how, list) or len(how) != 2:
+            raise ValueError(f"quantization names {name!r} with {how!r}; expected a Linear of the model with [bits, group size]")
+        bits, group_size = how
+        new = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group_size=group_size)
+        model.set_submodule(name, new)
+    return model
+
+
+def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path, quantized: Mapping[str, Any]) -> Any:
+    """Build without touching memory, check, and put the tensors in."""
     try:
-        with torch.device("meta"):
-            model = spec()
+        with _Unwritten():
+            model = _build(spec, quantized)
     except (TypeError, ArithmeticError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where / 'config.json'} describes no {spec.name} that can be built: {reason}") from error
@@ -170,8 +191,6 @@ def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path) -> Any:
     expected = model.state_dict()
     check_match(tensors, expected, where)
     check_finite(tensors, where)
-    if any(buffer.is_meta for name, buffer in model.named_buffers() if name not in expected):
-        model = spec()  # tables that are computed, not stored
     dynamics = {
         f"{path}.{name}".lstrip(".") for path, child in model.named_modules() if isinstance(child, Dynamic) for name in child.dynamics
     }
@@ -183,6 +202,20 @@ def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path) -> Any:
         path, _, leaf = alias.rpartition(".")
         setattr(model.get_submodule(path), leaf, model.get_parameter(name))
     return model
+
+
+class _Unwritten(TorchFunctionMode):
+    """Parameters are allocated but not written to: memory that nobody touches costs nothing. (Arithmetic on the meta device would import
+    torch's decompositions, a second and more.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        target = args[0] if args else kwargs.get("tensor")
+        if name.endswith("_") and not name.endswith("__") and isinstance(target, nn.Parameter) and name != "requires_grad_":
+            return target
+        return func(*args, **kwargs)
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

@@ -30,7 +30,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
     """A checkpoint with a NaN or an infinity is broken: name the tensors."""
-    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    # One pass: a sum is finite only if everything in it is. Where it is not, it may have overflowed, so look closely.
+    suspects = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.sum().isfinite())}
+    broken = [name for name, tensor in suspects.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         counts = int((~torch.isfinite(tensors[broken[0]])).sum())
         raise ValueError(
