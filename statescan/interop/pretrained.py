@@ -191,6 +191,10 @@ def _assemble(spec: Spec[Any], tensors: dict[str, Tensor], where: Path, quantize
     expected = model.state_dict()
     check_match(tensors, expected, where)
     check_finite(tensors, where)
+    stored = {name: expected[name].dtype for path in quantized for name in (f"{path}.weight", f"{path}.scale")}
+    wrong = [f"{name} is {tensors[name].dtype}, expected {dtype}" for name, dtype in stored.items() if tensors[name].dtype != dtype]
+    if wrong:
+        raise ValueError(f"{where} does not fit its config.json: of wrong type: {some(wrong)}")
     dynamics = {
         f"{path}.{name}".lstrip(".") for path, child in model.named_modules() if isinstance(child, Dynamic) for name in child.dynamics
     }
