@@ -1,8 +1,8 @@
 """What this machine can do at most, measured in the same run, and the least time that a model needs on it.
 
-The least time is a sum over the model: for every matrix, the larger of its operations at the rate that a product of that shape reaches and its
-bytes at the rate of memory; plus the scans' updates at the rate of a scan that never leaves registers; plus the state, read and written
-once a call. The head counts at the logits that were asked for. A training step is three forward passes with logits everywhere.
+The least time is a sum over the model: for every matrix, the larger of its operations at the rate that a product of that shape reaches
+and its bytes at the rate of memory; plus the scans' updates at the rate of a scan that never leaves registers; plus the state, read and
+written once a call. The head counts at the logits that were asked for. A training step is three forward passes with logits everywhere.
 """
 
 from __future__ import annotations
@@ -180,7 +180,10 @@ class Machine:
 
     def rates(self) -> dict[str, Any]:
         """What has been measured, for the report."""
-        table = {f"{rows} x {into} x {out} {str(dtype).removeprefix('torch.')}": rate / 1e9 for (rows, out, into, dtype), rate in self._rates.items()}
+        table = {
+            f"{rows} x {into} x {out} {str(dtype).removeprefix('torch.')}": rate / 1e9
+            for (rows, out, into, dtype), rate in self._rates.items()
+        }
         return {
             "memory, GB/s": self.bandwidth / 1e9,
             "selective scan in registers, G updates/s": "absent: no C++ compiler" if self.scan is None else self.scan / 1e9,

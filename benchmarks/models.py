@@ -88,7 +88,7 @@ class Model:
             )
         else:
             everyone["llama.cpp"] = self._llama(precision)
-        if precision == "float32" and self.name == "mamba-130m":
+        if precision == "float32" and self.name == "mamba-130m" and not self.options.quick:
             sizes = (self.width, self.layers, self.vocabulary, self.parameters)
             everyone["transformer, equal parameters"] = partial(start, "baselines", "attention", *sizes, threads)
             everyone["LSTM, equal width and depth"] = partial(start, "baselines", "lstm", *sizes, threads)
@@ -109,7 +109,7 @@ class Field:
         self.running: dict[str, Participant] = {}
         self.absent: dict[str, str] = {}
         self.errors: dict[str, float] = {}
-        self.precision = precision
+        self.precision, self.repeats = precision, 3 if model.options.quick else 5
         for name, start in model.participants(precision, training).items():
             if isinstance(start, str):
                 self.absent[name] = start
@@ -131,16 +131,14 @@ class Field:
         for participant in self.running.values():
             participant.close()
 
-    def measure(self, what: str, count: int, limit: float, call: Callable[[Participant], float], repeats: int = 5) -> list[Row]:
+    def measure(self, what: str, count: int, limit: float, call: Callable[[Participant], float]) -> list[Row]:
         """A row for everyone: ``count`` tokens a call."""
-        timings = interleaved({name: partial(call, running) for name, running in self.running.items()}, repeats)
+        timings = interleaved({name: partial(call, running) for name, running in self.running.items()}, self.repeats)
         timings |= {name: Absent(reason) for name, reason in self.absent.items()}
         return rows(what, self.precision, count, limit, timings, self.errors)
 
 
-def rows(
-    what: str, precision: str, count: int, limit: float, timings: dict[str, Timing | Absent], errors: dict[str, float]
-) -> list[Row]:
+def rows(what: str, precision: str, count: int, limit: float, timings: dict[str, Timing | Absent], errors: dict[str, float]) -> list[Row]:
     """Tokens a second, their spread, how many times as fast as the participant ours is, and the share of the limit."""
     ours = timings["statescan"]
     if isinstance(ours, Absent):
@@ -171,20 +169,21 @@ def prepared(name: str, options: Options, machine: Machine) -> Iterator[Model]:
         yield Model(name, options, machine, Path(folder))
 
 
-def inference(model: Model, precision: str) -> list[Row]:
+def inference(get: Callable[[], Model], precision: str) -> list[Row]:
     """Prefill of 512 tokens, decode of one and of eight sequences."""
-    machine = model.machine
+    model = get()
     field = Field(model, precision)
     try:
         info = field.running["statescan"].ask("info")
-        widths = {"body": info["bytes a weight"], "head": info["bytes a weight of the head"]}
+        body, head = info["bytes a weight"], info["bytes a weight of the head"]
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        limit = partial(machine.forward, model.work, **widths, dtype=dtype)
+
+        def limit(rows: int, sequences: int) -> float:
+            return model.machine.forward(model.work, rows, sequences, body, head, dtype, sequences)
+
         table = field.measure("prefill of 512 tokens", 512, limit(512, 1), lambda p: p.ask("prefill", length=512))
         for batch, steps in ((1, 16), (8, 8)):
-            least = steps * limit(batch, batch, sequences=batch)
-            call = partial(_decode, batch, steps)
-            table += field.measure(f"decode, B={batch}", batch * steps, least, call)
+            table += field.measure(f"decode, B={batch}", batch * steps, steps * limit(batch, batch), partial(_decode, batch, steps))
         sizes = {name: participant.ask("info")["bytes"] / 1e6 for name, participant in field.running.items()}
     finally:
         field.close()
@@ -198,8 +197,9 @@ def _decode(batch: int, steps: int, participant: Participant) -> float:
     return float(participant.ask("decode", batch=batch, steps=steps))
 
 
-def training(model: Model) -> list[Row]:
+def training(get: Callable[[], Model]) -> list[Row]:
     """Forward and backward of one sequence, in processes that have done nothing else but the check."""
+    model = get()
     length = 64 if model.options.quick else TRAINED[model.name]
     field = Field(model, "float32", training=True)
     try:
@@ -218,8 +218,9 @@ def training(model: Model) -> list[Row]:
     return table
 
 
-def first_token(model: Model, precision: str) -> list[Row]:
+def first_token(get: Callable[[], Model], precision: str = "float32") -> list[Row]:
     """From the start of a process to the logits after a short prompt: import, load, prefill. The file cache is warm."""
+    model = get()
     timings: dict[str, Timing | Absent] = {}
     calls: dict[str, Callable[[], float]] = {}
     for name, start in model.participants(precision).items():

@@ -1,91 +1,150 @@
-"""Op level: state updates a second at growing lengths, forward and backward, and the linearity of time and memory."""
+"""Op level: every op's benchmark cases, forward and with backward, against the float64 reference, with time and memory."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import importlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import statescan as ss
-from benchmarks.timing import interleaved
+from benchmarks.limits import CHUNK, Machine
+from benchmarks.peers.serve import peak_memory
+from benchmarks.timing import Timing, interleaved, timed
+from statescan.ops.case import Case
 
 Row = dict[str, Any]
 
+NAMES = ("selective_scan", "ssd", "diagonal_scan", "causal_conv1d")
+CHECKED = 256
+"""Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
+LONG = 1 << 16
+"""From here on nothing but the native implementation is measured, and three times."""
+MAMBAPY = 512 * 1536 * 16
+"""State updates up to which mambapy is measured: it holds several tensors of this size."""
 
-def selective(quick: bool) -> list[Row]:
-    """selective_scan in the shape of a mamba-130m layer."""
-    rows = []
-    for length in (64, 512) if quick else (64, 512, 2048, 16384):
-        torch.manual_seed(0)
-        width, states = 1536, 16
-        x, z = torch.randn(2, 1, length, width)
-        delta = torch.randn(1, length, width) - 3
-        A = -torch.arange(1, states + 1.0).repeat(width, 1)
-        B, C = torch.randn(2, 1, length, states)
-        D = torch.ones(width)
-        inputs = [t.requires_grad_() for t in (x, delta, A, B, C, D, z)]
 
-        def forward(args: list[torch.Tensor] = inputs) -> torch.Tensor:
-            x, delta, A, B, C, D, z = args
-            return ss.ops.selective_scan(x, delta, A, B, C, D, z=z, delta_softplus=True)  # type: ignore[return-value]
+def cases(module: Any, quick: bool) -> list[Case]:
+    """The op's own, and its shape of 64 positions in a batch of 32."""
+    chosen: list[Case] = list(module.BENCH)
+    short = next(case for case in chosen if case.sizes["L"] == 64)
+    chosen.insert(1, Case(f"{short.name}_batch_32", short.sizes | {"B": 32}, short.options))
+    return [case for case in chosen if case.sizes["L"] <= 512] if quick else chosen
 
-        def both(args: list[torch.Tensor] = inputs) -> None:
-            torch.autograd.grad(forward(args).sum(), args)
 
-        def inference(args: list[torch.Tensor] = inputs) -> None:
-            with torch.no_grad():
-                forward(args)
+def updates(case: Case) -> int:
+    """States times positions; elements, for the convolution."""
+    return math.prod(value for letter, value in case.sizes.items() if letter not in "GK")
 
-        updates = length * width * states
+
+def least(op: str, case: Case, moved: int, machine: Machine) -> float:
+    """Seconds: the larger of the arithmetic and of the bytes of inputs and output."""
+    arithmetic = 0.0
+    if op == "selective_scan" and machine.scan is not None:
+        arithmetic = updates(case) / machine.scan
+    if op == "ssd":
+        sizes = case.sizes
+        a_position = sizes["H"] * sizes["P"] * (4 * sizes["N"] + CHUNK) + sizes["G"] * CHUNK * sizes["N"]
+        arithmetic = sizes["B"] * sizes["L"] * a_position / machine.product(512, 768, 768)
+    return max(arithmetic, moved / machine.bandwidth)
+
+
+def run(op: str, quick: bool, limits: Callable[[], Machine]) -> list[Row]:
+    """A row for each case and implementation."""
+    machine = limits()
+    module = importlib.import_module(f"statescan.ops.{op}.cases")
+    function = getattr(ss.ops, op)
+    table = []
+    for case in cases(module, quick):
+        arguments = module.make(case)
+        inputs = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        length = case.sizes["L"]
+        cut = {name: value[:, :CHECKED] if value.ndim > 1 and value.shape[1] == length else value for name, value in inputs.items()}
+        wide = {name: value.to(torch.complex128 if value.is_complex() else torch.float64) for name, value in cut.items()}
+        with torch.no_grad(), ss.implementation("reference"):
+            expected = function(**(arguments | wide))[0]
+        ways: dict[str, Callable[..., Any]] = {}
         for name in ("native", "portable"):
-            if name == "portable" and length > 2048:
-                continue
-            with ss.implementation(name):
-                timing = interleaved({"forward": inference, "forward+backward": both}, repeats=5, budget=20)
-            rows.append(
-                {
-                    "op": "selective_scan",
-                    "implementation": name,
-                    "L": length,
-                    "forward, G updates/s": updates / timing["forward"].median / 1e9,
-                    "forward+backward, G updates/s": updates / timing["forward+backward"].median / 1e9,
-                }
-            )
-    return rows
+            if name in ss.ops.dispatch.ops[op].implementations and (name == "native" or length < LONG):
+                ways[name] = _forced(function, name, arguments)
+        if op == "selective_scan" and updates(case) <= MAMBAPY:
+            ways["mambapy's parallel scan"] = _mambapy
+        for name, way in ways.items():
+            row: Row = {"case": case.name, "B": case.sizes["B"], "L": length, "who": name}
+            try:
+                row |= _measure(op, case, way, inputs, expected, machine)
+            except ImportError as error:
+                row["note"] = f"absent: {error}"
+            table.append(row)
+    return table
 
 
-def scaling(quick: bool) -> list[Row]:
-    """Time a token and peak memory from 16k to 1M positions, state handed from chunk to chunk (each length in a process of its own)."""
-    rows = []
-    for length in (16_384, 131_072) if quick else (16_384, 65_536, 262_144, 1_048_576):
-        out = subprocess.run(
-            [sys.executable, "-m", "benchmarks.ops", str(length)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        rows.append({"L": length, "ns a token": float(out[0]) / length * 1e9, "peak memory, MiB": float(out[1])})
-    return rows
+def _forced(function: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Callable[..., Tensor]:
+    def call(**inputs: Tensor) -> Tensor:
+        with ss.implementation(name):
+            y = function(**(arguments | inputs))[0]
+        assert isinstance(y, Tensor)
+        return y
+
+    return call
 
 
-def _long(length: int, chunk: int = 4096) -> None:
-    import time
+def _mambapy(**inputs: Tensor) -> Tensor:
+    """Its block's scan, with the step's softplus and the gate around it, as in the block."""
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        raise ImportError("mambapy is not installed: pip install mambapy") from None
+    x, z = inputs["x"], inputs["z"]
+    delta = torch.nn.functional.softplus(inputs["delta"] + inputs["delta_bias"])
+    decay = torch.exp(delta.unsqueeze(-1) * inputs["A"])
+    states = pscan(decay, (delta * x).unsqueeze(-1) * inputs["B"].unsqueeze(2))
+    y = (states @ inputs["C"].unsqueeze(-1)).squeeze(3) + inputs["D"] * x
+    return y * torch.nn.functional.silu(z)
 
-    torch.manual_seed(0)
-    width, states = 128, 16
-    A, D = -torch.arange(1, states + 1.0).repeat(width, 1), torch.ones(width)
-    state = torch.zeros(1, width, states)
-    seconds = 0.0
+
+def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, Tensor], expected: Tensor, machine: Machine) -> Row:
     with torch.no_grad():
-        for i in range(-1, length // chunk):  # the first round is warm-up
-            x, delta = torch.randn(2, 1, chunk, width)
-            B, C = torch.randn(2, 1, chunk, states)
-            start = time.perf_counter()
-            _, state = ss.ops.selective_scan(x, delta, A, B, C, D, delta_softplus=True, state=state, return_state=True)
-            seconds += (time.perf_counter() - start) * (i >= 0)
-    with open("/proc/self/status", encoding="utf-8") as file:  # getrusage would report the parent's peak: it survives exec
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
-    print(seconds, peak / 1024)
+        before = peak_memory(reset=True)
+        y = way(**inputs)
+        forward_peak = peak_memory()
+        error = float((y[:, :CHECKED].to(expected.dtype) - expected).abs().max() / expected.abs().max())
+    tolerance = ss.ops.dispatch.ops[op].tolerance[torch.float32]
+    if not error <= tolerance:
+        raise SystemExit(f"{op}, {case.name}: off by {error:.1e}, more than {tolerance:.0e}: no figures on a failing check")
+    moved = sum(t.numel() * t.element_size() for t in inputs.values()) + y.numel() * y.element_size()
+    del y
+    leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
 
+    def forward() -> None:
+        with torch.no_grad():
+            way(**inputs)
 
-if __name__ == "__main__":
-    _long(int(sys.argv[1]))
+    def both() -> None:
+        y = way(**leaves)
+        torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+
+    peak_memory(reset=True)
+    both()
+    both_peak = peak_memory()
+    timings = interleaved({"forward": timed(forward), "both": timed(both)}, 3 if case.sizes["L"] >= LONG else 7)
+    one, two = timings["forward"], timings["both"]
+    assert isinstance(one, Timing)
+    assert isinstance(two, Timing)
+    row: Row = {
+        "forward, ms": one.median * 1e3,
+        "low": one.low * 1e3,
+        "high": one.high * 1e3,
+        "repeats": one.repeats,
+        "G/s": updates(case) / one.median / 1e9,
+        "of the limit": least(op, case, moved, machine) / one.median,
+        "with backward, ms": two.median * 1e3,
+        "backward / forward": two.median / one.median - 1,
+        "error": error,
+    }
+    if before is not None and forward_peak is not None and both_peak is not None:
+        row |= {"forward, MiB": forward_peak - before, "with backward, MiB": both_peak - before}
+    return row

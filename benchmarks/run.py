@@ -8,10 +8,13 @@ Each section's result is written when it is finished, so that an interrupted run
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,56 +37,60 @@ class Section(NamedTuple):
 
 
 class Prepared:
-    """The model of the current sections: made when the first of them runs, given up when another model's turn comes."""
+    """This machine's limits, and the current sections' model: made for the first of them, given up when another model's turn comes."""
 
-    def __init__(self, options: Options, limits: Callable[[], Machine]) -> None:
-        self.options, self.limits = options, limits
-        self.name, self.context, self.model = "", None, None
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.name = ""
+        self.model: Model | None = None
+        self.folder = contextlib.ExitStack()
+
+    @functools.cached_property
+    def limits(self) -> Machine:
+        """Its rates, measured now."""
+        return Machine(self.options.threads)
 
     def get(self, name: str) -> Model:
         """The model's folder."""
         if self.name != name:
             self.close()
-            self.name, self.context = name, prepared(name, self.options, self.limits())
-            self.model = self.context.__enter__()
+            self.name, self.model = name, self.folder.enter_context(prepared(name, self.options, self.limits))
         assert self.model is not None
         return self.model
 
     def close(self) -> None:
         """Remove the folder."""
-        if self.context is not None:
-            self.context.__exit__(None, None, None)
-        self.name, self.context = "", None
+        self.folder.close()
+        self.name, self.model = "", None
 
 
 def sections(options: Options, ready: Prepared) -> Iterator[Section]:
     """Everything there is, in the order in which it runs."""
-    names = ("mamba-130m",) if options.quick else ("mamba-130m", "mamba2-130m", "mamba-370m")
-    layers_note = ", 4 layers" if options.quick else ""
+    if options.quick:
+        precisions, names, depth, scale = {"float32": 90, "int4": 25}, ("mamba-130m",), ", 4 layers", 0.25
+    else:
+        precisions, depth, scale = {"float32": 90, "bfloat16": 80, "int8": 25, "int4": 25}, "", 1.0
+        names = ("mamba-130m", "mamba2-130m", "mamba-370m")
     for name in names:
-        cost = 3.0 if name == "mamba-370m" else 1.0
-        for precision, seconds in (("float32", 90), ("bfloat16", 80), ("int8", 25), ("int4", 25)):
-
-            def infer(name: str = name, precision: str = precision) -> Rows:
-                return models.inference(ready.get(name), precision)
-
-            title = f"{name}{layers_note}, {precision}: prefill and decode"
-            yield Section(f"models.{name}.{precision}", title, seconds * cost, infer)
-        yield Section(
-            f"models.{name}.start", f"{name}{layers_note}: first token", 40 * cost, lambda name=name: models.first_token(ready.get(name), "float32")
-        )
-        yield Section(f"models.{name}.training", f"{name}{layers_note}: training", 180, lambda name=name: models.training(ready.get(name)))
-    yield Section("layers", "One layer, d=256, B=1, against the length", 60, lambda: layers.run(options))
-    for op in ops.NAMES:
-        yield Section(f"ops.{op}", f"{op}", 40, lambda op=op: ops.run(op, options.quick, ready.limits()))
-    yield Section("long.scan", "A long sequence in chunks of 4096", 40, lambda: long.scan(options))
-    yield Section("long.decode", "Decoding for a long time", 60, lambda: long.decode(options))
+        cost = 3 * scale if name == "mamba-370m" else scale
+        get = partial(ready.get, name)
+        for precision, seconds in precisions.items():
+            title = f"{name}{depth}, {precision}: prefill and decode"
+            yield Section(f"models.{name}.{precision}", title, seconds * cost, partial(models.inference, get, precision))
+        if not options.quick:
+            yield Section(f"models.{name}.start", f"{name}: process start to first token", 40 * cost, partial(models.first_token, get))
+        yield Section(f"models.{name}.training", f"{name}{depth}: training", 180 * scale, partial(models.training, get))
+    yield Section("layers", "One layer of width 256 against the length", 60 * scale, partial(layers.run, options))
+    for op in ops.NAMES[:2] if options.quick else ops.NAMES:
+        yield Section(f"ops.{op}", op, 40 * scale, partial(ops.run, op, options.quick, lambda: ready.limits))
+    yield Section("long.scan", "A long sequence in chunks of 4096", 30 * scale, partial(long.scan, options))
+    yield Section("long.decode", "Decoding for a long time", 60 * scale, partial(long.decode, options))
 
 
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two minutes: one model with four layers, shorter lengths, no environment is built")
+    parser.add_argument("--quick", action="store_true", help="two minutes: four layers of one model, short lengths, nothing is built")
     parser.add_argument("--only", nargs="+", default=[""], metavar="SECTION", help="sections, or beginnings of their names")
     parser.add_argument("--list", action="store_true", help="print the sections' names")
     parser.add_argument("--threads", type=int, default=2)
@@ -95,8 +102,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     progress = Progress()
     options = Options(arguments.threads, arguments.llama_python, not arguments.quick, arguments.quick, progress.say)
-    limits = Lazily(lambda: Machine(arguments.threads))
-    ready = Prepared(options, limits)
+    ready = Prepared(options)
     chosen = [s for s in sections(options, ready) if any(s.name.startswith(only) for only in arguments.only)]
     if arguments.list:
         print("\n".join(section.name for section in chosen))
@@ -108,25 +114,13 @@ def main() -> None:
     try:
         for section in progress.over(chosen):
             results["sections"][section.name] = {"title": section.title, "rows": section.run()}
-            results["rates"] = limits.value.rates() if limits.value is not None else {}
+            results["rates"] = ready.limits.rates()
             results["minutes"] = progress.minutes()
             report.write(name, results)
     finally:
         ready.close()
     print(report.summary(results))
     print(f"written: {report.FOLDER / name}.md, .json and plots", file=sys.stderr)
-
-
-class Lazily:
-    """A value that is made when it is first asked for."""
-
-    def __init__(self, make: Callable[[], Machine]) -> None:
-        self.make, self.value = make, None
-
-    def __call__(self) -> Machine:
-        if self.value is None:
-            self.value = self.make()
-        return self.value
 
 
 class Progress:

@@ -1,7 +1,8 @@
-"""Other architectures at the same size, in plain torch: ``python -m benchmarks.peers.baselines KIND WIDTH DEPTH VOCABULARY PARAMETERS THREADS``.
+"""Other architectures at the same size, in plain torch.
 
-``lstm``: torch's LSTM of the same width and depth. ``attention``: a transformer (scaled_dot_product_attention, rotary positions, MLP of four
-widths, a cache of keys and values) with as many layers as make the parameters equal.
+``python -m benchmarks.peers.baselines KIND WIDTH DEPTH VOCABULARY PARAMETERS THREADS``; the kind is ``lstm``, torch's of the same width
+and depth, or ``attention``, a transformer (scaled_dot_product_attention, rotary positions, an MLP of four widths, a cache of keys and
+values) with as many layers as make the parameters equal.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ Cache = tuple[Tensor, Tensor]
 class Attention(nn.Module):
     """A block: causal attention with 64 channels a head, then an MLP, both on a normalised residual stream."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, turn: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """x (B, L, D), turn (L, 32) complex -> the same shape, and keys and values so far."""
@@ -58,7 +59,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, vocabulary: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.ModuleList(Attention(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(Attention(width, 4 * width) for _ in range(depth))
         self.norm = nn.RMSNorm(width)
 
     def forward(self, ids: Tensor, state: list[Cache] | None = None) -> tuple[Tensor, list[Cache]]:

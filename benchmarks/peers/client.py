@@ -24,8 +24,10 @@ class Absent(Exception):
 class Participant:
     """A process that speaks :mod:`benchmarks.peers.serve`. ``started`` is when it was launched."""
 
-    def __init__(self, module: str, *arguments: str | int, python: str = sys.executable, threads: int = 2, patience: float = 600) -> None:
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    def __init__(
+        self, module: str, *arguments: str | int | Path, python: str = sys.executable, threads: int = 2, patience: float = 600
+    ) -> None:
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (as long as the process)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.patience = patience
         self.started = time.perf_counter()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from benchmarks.peers.client import Absent, Participant
 from statescan.mixers import Mamba, Mamba2
@@ -71,10 +70,10 @@ def export(model: Any, folder: Path) -> None:
     (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
 
 
-def _shared(mixer: nn.Module) -> dict[str, Any]:
+def _shared(mixer: Any) -> dict[str, Any]:
     return {
         "ssm_in.weight": mixer.in_proj.weight,
-        "ssm_conv1d.weight": mixer.conv1d.weight.flatten(1),  # type: ignore[operator]
+        "ssm_conv1d.weight": mixer.conv1d.weight.flatten(1),
         "ssm_conv1d.bias": mixer.conv1d.bias,
         "ssm_out.weight": mixer.out_proj.weight,
     }

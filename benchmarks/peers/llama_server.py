@@ -1,7 +1,7 @@
 """llama.cpp as a participant, run by the interpreter of its own environment (numpy, gguf, llama_cpp; no torch).
 
-``PYTHON -m benchmarks.peers.llama_server WEIGHTS.npz SIZES.json PRECISION THREADS``: writes a GGUF file of that precision beside the weights,
-unless it is there, loads it, and answers. The calls are the low-level ones: llama_batch and llama_decode, clocks around them and nothing else.
+``PYTHON -m benchmarks.peers.llama_server WEIGHTS.npz SIZES.json PRECISION THREADS`` writes a GGUF file of that precision beside the
+weights, unless it is there, loads it, and answers. The calls are the low-level ones: clocks stand around llama_decode and nothing else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TYPES = {
     "int4": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
 MATRICES = ("token_embd.weight", "ssm_in.weight", "ssm_x.weight", "ssm_dt.weight", "ssm_out.weight")
-"""What is stored in the file's precision; the rest (norms, convolutions, dynamics) stays in float32, as llama.cpp's own converter has it."""
+"""What is stored in the file's precision; the rest (norms, convolutions, dynamics) stays in float32, as llama.cpp's converter does it."""
 
 
 def write(path: Path, weights: Path, sizes: dict[str, Any], precision: str) -> None:

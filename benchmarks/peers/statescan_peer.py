@@ -17,6 +17,8 @@ from benchmarks.peers.torch_model import TorchModel, dtype_of
 class Statescan(TorchModel):
     """The model trains; the engine infers."""
 
+    model: ss.LanguageModel
+
     def __init__(self, folder: str, precision: str, threads: int) -> None:
         torch.set_num_threads(threads)
         if precision in ("int8", "int4"):
