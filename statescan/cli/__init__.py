@@ -12,6 +12,7 @@ VERBS = {
     "train": "train a model from a YAML file and options, or resume a run",
     "eval": "bits per byte of a model on text",
     "generate": "continue a prompt",
+    "quantize": "a copy of a model with its weights in 8 or 4 bits",
     "models": "list the models that can be created by name",
     "info": "parameters, state size, cost and configuration of a model",
     "check": "check a model: parity of its paths, or the laws",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.backbones import FlatBackbone, FlatState
+from statescan.layers import QuantLinear
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
 from statescan.registry import register
@@ -54,8 +55,8 @@ class LanguageModel(nn.Module):
         """How text becomes ids; set when a folder that has one is loaded."""
 
     def tie(self) -> None:
-        """Let head and embedding share a weight, where they should (after loading, say)."""
-        if self.tie_embeddings:
+        """Let head and embedding share a weight, where they should (after loading, say). A quantised head has its own."""
+        if self.tie_embeddings and not isinstance(self.lm_head, QuantLinear):
             self.lm_head.weight = self.backbone.embedding.weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:

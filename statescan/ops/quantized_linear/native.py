@@ -1,0 +1,94 @@
+"""Up to 16 rows in C++, in one pass over the bytes of the weight; more rows in the tiles of ``portable``, whose products are torch's.
+
+The kernel rounds activations to 16 bits, one step a row and group of inputs: relative to the largest of the group at most 1.5e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statescan.ops import native_gate as gate
+from statescan.ops.native_gate import view
+from statescan.ops.quantized_linear import op
+from statescan.ops.quantized_linear.portable import product, product_t
+
+FEW = 16
+
+
+def _refuse(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> str | None:
+    return gate.refuse((torch.float32, torch.bfloat16), x=x, scale=scale, bias=bias) or gate.refuse(
+        (torch.int8, torch.uint8), weight=weight
+    )
+
+
+def packed(weight: Tensor) -> tuple[int, ...]:
+    """The view of a quantised weight: its type says how the bytes are read."""
+    return (weight.data_ptr(), 4 if weight.dtype == torch.int8 else 5, *weight.stride())
+
+
+def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    assert gate.module is not None
+    rows = x.float().reshape(-1, x.shape[-1])
+    if rows.shape[0] > FEW:
+        y = product(rows, weight, scale)
+        if bias is not None:
+            y += bias
+    else:
+        rows, weight, scale = rows.contiguous(), weight.contiguous(), scale.contiguous()
+        y = torch.empty(rows.shape[0], weight.shape[0])
+        gate.module.product(
+            gate.threads(y.numel() * rows.shape[1]), rows.shape[0], weight.shape[0], rows.shape[1], group_size, packed(weight), view(scale),
+            view(bias), view(rows), view(y),
+        )  # fmt: skip
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _backward(gy: Tensor, weight: Tensor, scale: Tensor, in_features: int) -> Tensor:
+    """Gradient of x."""
+    gx = product_t(gy.float().reshape(-1, gy.shape[-1]), weight, scale, in_features)
+    return gx.to(gy.dtype).reshape(*gy.shape[:-1], in_features)
+
+
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_backward(gy: Tensor, weight: Tensor, scale: Tensor, in_features: int) -> Tensor:
+    return gy.new_empty(*gy.shape[:-1], in_features)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, scale = inputs[:3]
+    ctx.in_features = x.shape[-1]
+    ctx.save_for_backward(weight, scale)
+
+
+def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    weight, scale = ctx.saved_tensors
+    gx = _linear_backward(gy, weight, scale, ctx.in_features) if ctx.needs_input_grad[0] else None
+    gbias = gy.float().flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
+    return gx, None, None, gbias, None
+
+
+_linear, _linear_backward = gate.register(
+    "quantized_linear",
+    "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int group_size) -> Tensor",
+    _forward,  # type: ignore[arg-type]
+    _fake,  # type: ignore[arg-type]
+    "(Tensor gy, Tensor weight, Tensor scale, int in_features) -> Tensor",
+    _backward,  # type: ignore[arg-type]
+    _fake_backward,  # type: ignore[arg-type]
+    _setup,
+    _gradients,
+)
+
+
+@op.implementation("native", _refuse)
+def native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    """y (..., O)."""
+    bias = gate.floats(bias)
+    run = _forward if gate.direct(x, weight, scale, bias) else _linear
+    return run(x, weight, scale, bias, group_size)
