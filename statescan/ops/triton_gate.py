@@ -1,6 +1,6 @@
 """The door to our Triton kernels: whether they may run, and what every launch needs. Triton itself is imported by the first launch.
 
-``TRITON_INTERPRET=1`` (read when the kernels are first used) makes Triton run them as NumPy on a CPU: slow, and a way to test and to
+``TRITON_INTERPRET=1`` (set before statescan is imported) makes Triton run them as NumPy on a CPU: slow, and a way to test and to
 debug them without a GPU. Only then are CPU tensors accepted.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -20,8 +19,7 @@ OLDEST = (3, 3)
 """Kernels take their tensors as a NamedTuple, which older versions do not know."""
 
 
-@cache
-def unavailable() -> str | None:
+def why_not() -> str | None:
     """Why there is no Triton to use, or None."""
     try:
         found = version("triton")
@@ -32,14 +30,14 @@ def unavailable() -> str | None:
     return None
 
 
-def interpreted() -> bool:
-    """Whether the kernels run as NumPy on a CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+UNAVAILABLE = why_not()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether the kernels run as NumPy on a CPU."""
 
 
 def refuse(dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> str | None:
     """Why the kernels cannot take these tensors (metadata only), or None."""
-    device = "cpu" if interpreted() else "cuda"
+    device = "cpu" if INTERPRETED else "cuda"
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -50,8 +48,8 @@ def refuse(dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> str | Non
             return f"{name} is {tensor.dtype}; the Triton kernels take {', '.join(str(d).removeprefix('torch.') for d in dtypes)}"
         if tensor.layout != torch.strided:
             return f"{name} is {tensor.layout}; the Triton kernels take strided tensors"
-    if (reason := unavailable()) is not None or torch.compiler.is_compiling():
-        return reason
+    if UNAVAILABLE is not None or torch.compiler.is_compiling():
+        return UNAVAILABLE
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a functorch transform is active"
     if forward_ad._current_level >= 0:

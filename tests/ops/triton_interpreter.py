@@ -1,4 +1,7 @@
-"""Triton's interpreter, quick enough for tests: it prepares its language anew at every call of a helper, 1.5 ms each; once a launch will do."""
+"""Triton's interpreter, made quick enough for tests.
+
+It prepares its language anew at every call of a helper, 1.5 ms each; once a launch will do.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from statescan.ops.triton_gate import flags, power_of_two
 CHUNK = 32
 MAX_N = 256
 TILE = 512
-"""Numbers of a tile (channels by states): with two warps, eight a thread, which leaves room in the registers (by the compiler for sm_90, nothing spills)."""
+"""Numbers of a tile (channels by states): with two warps, eight a thread, so that what ptxas assigns for sm_90 fits the registers."""
 
 
 def _refuse(
@@ -48,7 +48,7 @@ class _Call:
         D, delta_bias, reset_to, interval = (None if t is None else t.contiguous() for t in (D, delta_bias, reset_to, interval))
         self.batch, self.length, self.width = x.shape
         self.n, self.groups = A.shape[1], B.shape[2]
-        self.inputs = triton_kernels.Inputs(
+        self.inputs = triton_kernels.Inputs(  # type: ignore[call-arg]
             x, delta, A.contiguous(), B, C, D, z, delta_bias, reset_to, flags(reset), flags(mask), interval, unit, *x.stride()[:2],
             *delta.stride()[:2], *((0, 0) if z is None else z.stride()[:2]), *B.stride()[:3], *C.stride()[:3], self.length, self.width,
             self.n, self.groups,
@@ -129,24 +129,13 @@ def _backward(
         gstate = call.carry(after, product, glast, back=True)
         call.kernels.gradients[(programs,)](call.inputs, grad, gy, chunks, after, scratch, call.items, **call.tile)
     per_group = (call.groups, call.blocks // call.groups)
-    return tuple(
-        map(
-            native_gate.or_empty,
-            (
-                grad.x,
-                grad.delta,
-                grad.A.sum((0, 1)),
-                grad.B.unflatten(2, per_group).sum(3).to(B.dtype),
-                grad.C.unflatten(2, per_group).sum(3).to(C.dtype),
-                None if grad.D is None else grad.D.sum((0, 1)),
-                grad.z,
-                None if grad.bias is None else grad.bias.sum((0, 1)),
-                gstate,
-                None if grad.reset_to is None else grad.reset_to.sum(1),
-                None if grad.interval is None else grad.interval.sum(2),
-            ),
-        )
-    )
+    found = (
+        grad.x, grad.delta, grad.A.sum((0, 1)), grad.B.unflatten(2, per_group).sum(3).to(B.dtype),
+        grad.C.unflatten(2, per_group).sum(3).to(C.dtype), None if grad.D is None else grad.D.sum((0, 1)), grad.z,
+        None if grad.bias is None else grad.bias.sum((0, 1)), gstate, None if grad.reset_to is None else grad.reset_to.sum(1),
+        None if grad.interval is None else grad.interval.sum(2),
+    )  # fmt: skip
+    return tuple(empty(0) if gradient is None else gradient for gradient in found)
 
 
 def _fake(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
