@@ -1,9 +1,26 @@
 """Looks across positions, so it may carry state. One file a mixer."""
 
 from statescan.mixers.bidirectional import Bidirectional
+from statescan.mixers.delta import DeltaState
+from statescan.mixers.deltanet import DeltaNet
+from statescan.mixers.gated_deltanet import GatedDeltaNet
+from statescan.mixers.kda import KDA
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
 from statescan.mixers.s4d import S4D, S4DState
 from statescan.mixers.ss2d import SS2D
 
-__all__ = ["S4D", "SS2D", "Bidirectional", "Mamba", "Mamba2", "Mamba2State", "MambaState", "S4DState"]
+__all__ = [
+    "KDA",
+    "S4D",
+    "SS2D",
+    "Bidirectional",
+    "DeltaNet",
+    "DeltaState",
+    "GatedDeltaNet",
+    "Mamba",
+    "Mamba2",
+    "Mamba2State",
+    "MambaState",
+    "S4DState",
+]
