@@ -45,11 +45,15 @@ class Implementation:
 
 
 class Op:
-    """An op: a name and its implementations. ``tolerance[dtype]`` is how far a result may lie from the float64 reference."""
+    """An op: a name and its implementations. ``tolerance[dtype]`` is how far a result may lie from the float64 reference.
 
-    def __init__(self, name: str, *, tolerance: dict[torch.dtype, float]) -> None:
+    ``torch_products``: its fast implementations leave large matrix products to torch, whose bits may depend on the number of threads.
+    """
+
+    def __init__(self, name: str, *, tolerance: dict[torch.dtype, float], torch_products: bool = False) -> None:
         self.name = name
         self.tolerance = tolerance
+        self.torch_products = torch_products
         self.implementations: dict[str, Implementation] = {}
         ops[name] = self
 

@@ -16,7 +16,7 @@ from statescan.ops.dispatch import Op
 
 GROUP_SIZES = (64, 128, 256)
 
-op = Op("quantized_linear", tolerance={torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2e-2})
+op = Op("quantized_linear", tolerance={torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2e-2}, torch_products=True)
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, group_size: int = 64) -> Tensor:

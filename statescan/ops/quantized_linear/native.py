@@ -1,6 +1,7 @@
 """Up to 16 rows in C++, in one pass over the bytes of the weight; more rows in the tiles of ``portable``, whose products are torch's.
 
-The kernel rounds activations to 16 bits, one step a row and group of inputs: relative to the largest of the group at most 1.5e-5.
+The kernel rounds activations to 16 bits, one step a row and group of inputs: by 1.5e-5 of the group's largest number at most. Gradients do
+not know of that rounding, so where a backward may follow, few rows are computed as many are.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def packed(weight: Tensor) -> tuple[int, ...]:
     return (weight.data_ptr(), 4 if weight.dtype == torch.int8 else 5, *weight.stride())
 
 
-def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int, exact: bool) -> Tensor:
     assert gate.module is not None
     rows = x.float().reshape(-1, x.shape[-1])
-    if rows.shape[0] > FEW:
+    if exact or rows.shape[0] > FEW:
         y = product(rows, weight, scale)
         if bias is not None:
             y += bias
@@ -70,12 +71,12 @@ def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     weight, scale = ctx.saved_tensors
     gx = _linear_backward(gy, weight, scale, ctx.in_features) if ctx.needs_input_grad[0] else None
     gbias = gy.float().flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
-    return gx, None, None, gbias, None
+    return gx, None, None, gbias, None, None
 
 
 _linear, _linear_backward = gate.register(
     "quantized_linear",
-    "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int group_size) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int group_size, bool exact) -> Tensor",
     _forward,  # type: ignore[arg-type]
     _fake,  # type: ignore[arg-type]
     "(Tensor gy, Tensor weight, Tensor scale, int in_features) -> Tensor",
@@ -91,4 +92,4 @@ def native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_
     """y (..., O)."""
     bias = gate.floats(bias)
     run = _forward if gate.direct(x, weight, scale, bias) else _linear
-    return run(x, weight, scale, bias, group_size)
+    return run(x, weight, scale, bias, group_size, gate.needs_gradient(x, bias))
