@@ -34,7 +34,7 @@ void find_sources(const CausalConv& a) {
     }
 }
 
-// Where the row for tap k at position t lies, from channel e on; null for zeros.
+// Where the row for tap k at position t lies, from channel e on; null for zeros (readers put a row of zeros in its place).
 STATESCAN_INLINE const char* source(const CausalConv& a, int64_t b, int64_t t, int64_t k, int64_t e) {
     int64_t from;
     if (a.source) {
@@ -47,12 +47,13 @@ STATESCAN_INLINE const char* source(const CausalConv& a, int64_t b, int64_t t, i
     return from >= 0 ? a.x.at(b, from, e) : a.state.at(b, kState - from, e);
 }
 
-template <int type>
+// W numbers of a row; `whole` where all of them lie within its width.
+template <int type, bool whole>
 STATESCAN_INLINE vf read(const char* row, int64_t i, int64_t width) {
     constexpr int64_t size = type == kFloat ? 4 : 2;
-    char rest[W * size] = {};
     const char* p = row + i * size;
-    if (i + W > width) {
+    char rest[W * size] = {};
+    if (!whole) {
         memcpy(rest, p, static_cast<size_t>((width - i) * size));
         p = rest;
     }
@@ -60,8 +61,8 @@ STATESCAN_INLINE vf read(const char* row, int64_t i, int64_t width) {
 }
 
 struct Tile {
-    int64_t b, e, width, lanes;
-    float *weight, *bias, *row;  // (K, E), (E,), (E,)
+    int64_t b, e, width, lanes, whole;  // whole: channels in whole vectors
+    float *weight, *bias, *row, *none;  // (K, E), (E,), (E,), zeros
 };
 
 Tile tile_of(const CausalConv& a, int64_t b, int64_t index, Arena& arena) {
@@ -70,9 +71,12 @@ Tile tile_of(const CausalConv& a, int64_t b, int64_t index, Arena& arena) {
     tile.e = index * E;
     tile.width = least(E, a.width - tile.e);
     tile.lanes = ceil_to(tile.width, W);
+    tile.whole = tile.width / W * W;
     tile.weight = arena.floats(a.taps * E);
     tile.bias = arena.floats(E);
     tile.row = arena.floats(E);
+    tile.none = arena.floats(E);
+    zero(tile.none, E);
     zero(tile.weight, a.taps * E);
     zero(tile.bias, E);
     for (int64_t c = 0; c < tile.width; ++c)
@@ -81,31 +85,46 @@ Tile tile_of(const CausalConv& a, int64_t b, int64_t index, Arena& arena) {
     return tile;
 }
 
-template <int type>
+constexpr int64_t kMaxTaps = 16;
+
+// The rows that the taps meet at t.
+STATESCAN_INLINE void sources(const CausalConv& a, const Tile& tile, int64_t t, const char** rows) {
+    for (int64_t k = 0; k < a.taps; ++k) {
+        const char* from = source(a, tile.b, t, k, tile.e);
+        rows[k] = from == nullptr ? reinterpret_cast<const char*>(tile.none) : from;
+    }
+}
+
+// fixed is the number of taps where it is known to the compiler, else 0.
+template <int type, int fixed, bool whole>
 STATESCAN_INLINE vf convolve(const Tile& tile, const char* const* rows, int64_t taps, int64_t i) {
     vf y = load(tile.bias + i);
-    for (int64_t k = 0; k < taps; ++k)
-        if (rows[k] != nullptr) y += load(tile.weight + k * E + i) * read<type>(rows[k], i, tile.width);
+    for (int64_t k = 0; k < (fixed > 0 ? fixed : taps); ++k) y += load(tile.weight + k * E + i) * read<type, whole>(rows[k], i, tile.width);
     return y;
 }
 
-constexpr int64_t kMaxTaps = 16;
+template <int type, int fixed, bool whole>
+STATESCAN_INLINE void output(const CausalConv& a, const Tile& tile, const char* const* rows, int64_t i) {
+    vf y = convolve<type, fixed, whole>(tile, rows, a.taps, i);
+    if (a.silu) y = y * sigmoid(y);
+    store(tile.row + i, y);
+}
 
-template <int type>
+template <int type, int fixed>
 void positions(const CausalConv& a, const Tile& tile, int64_t t0, int64_t t1) {
     const char* rows[kMaxTaps];
     for (int64_t t = t0; t < t1; ++t) {
+        char* to = a.y.at(tile.b, t, tile.e);
+        prefetch_row(a.x, a.x.at(tile.b, t, tile.e), tile.width);
+        prefetch_row<1>(a.y, to, tile.width);
         if (!a.line.exists(tile.b, t)) {
-            zero(tile.row, tile.lanes);
-        } else {
-            for (int64_t k = 0; k < a.taps; ++k) rows[k] = source(a, tile.b, t, k, tile.e);
-            for (int64_t i = 0; i < tile.lanes; i += W) {
-                vf y = convolve<type>(tile, rows, a.taps, i);
-                if (a.silu) y = y * sigmoid(y);
-                store(tile.row + i, y);
-            }
+            memset(to, 0, static_cast<size_t>(tile.width * a.y.bytes()));
+            continue;
         }
-        store_row(a.y.at(tile.b, t, tile.e), type, tile.width, tile.row);
+        sources(a, tile, t, rows);
+        for (int64_t i = 0; i < tile.whole; i += W) output<type, fixed, true>(a, tile, rows, i);
+        if (tile.whole < tile.width) output<type, fixed, false>(a, tile, rows, tile.whole);
+        store_row(to, type, tile.width, tile.row);
     }
 }
 
@@ -125,10 +144,14 @@ int64_t blocks(const CausalConv& a) { return (a.length + T - 1) / T; }
 void run(const void* context, int64_t index, char* scratch) {
     const CausalConv& a = *static_cast<const CausalConv*>(context);
     Arena arena{scratch};
-    const int64_t block = index % blocks(a);
-    const Tile tile = tile_of(a, index / blocks(a) / tiles(a), index / blocks(a) % tiles(a), arena);
+    const int64_t block = index / tiles(a) % blocks(a);  // neighbours in memory are neighbours in time
+    const Tile tile = tile_of(a, index / tiles(a) / blocks(a), index % tiles(a), arena);
     const int64_t t0 = block * T, t1 = least(a.length, t0 + T);
-    if (a.x.type == kFloat) positions<kFloat>(a, tile, t0, t1); else positions<kBFloat16>(a, tile, t0, t1);
+    if (a.taps == 4) {
+        if (a.x.type == kFloat) positions<kFloat, 4>(a, tile, t0, t1); else positions<kBFloat16, 4>(a, tile, t0, t1);
+    } else {
+        if (a.x.type == kFloat) positions<kFloat, 0>(a, tile, t0, t1); else positions<kBFloat16, 0>(a, tile, t0, t1);
+    }
     if (t1 == a.length) last_rows(a, tile);
 }
 
@@ -147,34 +170,45 @@ struct Later {
     const float* at(int64_t j) const { return rows + (head + j) % taps * E; }
 };
 
-template <int type>
+template <int type, int fixed, bool whole>
+STATESCAN_INLINE void retreat(const CausalConvGrad& a, const Tile& tile, float* sums, const float* const* later, int64_t count,
+                              const char* const* rows, const char* gy, const char* glast, float* g_row, int64_t i) {
+    const int64_t K = fixed > 0 ? fixed : a.forward.taps;
+    vf g = read<type, whole>(gy, i, tile.width);
+    if (a.forward.silu) {
+        const vf y = convolve<type, fixed, whole>(tile, rows, K, i), gate = sigmoid(y);
+        g = g * gate * (1.0f + y * (1.0f - gate));
+    }
+    store(g_row + i, g);
+    for (int64_t k = 0; k < K; ++k) store(sums + k * E + i, load(sums + k * E + i) + g * read<type, whole>(rows[k], i, tile.width));
+    store(sums + K * E + i, load(sums + K * E + i) + g);
+    vf total = glast == nullptr ? splat(0) : read<type, whole>(glast, i, tile.width);
+    for (int64_t j = 0; j < count; ++j) total += load(tile.weight + (K - 1 - j) * E + i) * load(later[j] + i);
+    store(tile.row + i, total);
+}
+
+template <int type, int fixed>
 void reverse(const CausalConvGrad& a, const Tile& tile, float* sums, Later later) {
     const CausalConv& f = a.forward;
     const int64_t K = f.taps;
     const char* rows[kMaxTaps];
+    const float* nearer[kMaxTaps];
     bool reaches_end = true;  // no reset between here and the end: the position may stand in the outgoing state
     int64_t after = 0;        // existing positions behind this one
     for (int64_t t = f.length - 1; t >= 0; --t) {
         char* gx = a.gx.at(tile.b, t, tile.e);
         if (f.line.exists(tile.b, t)) {
-            const char* gy_row = a.gy.at(tile.b, t, tile.e);
+            const char* gy = a.gy.at(tile.b, t, tile.e);
+            prefetch_row(f.x, f.x.at(tile.b, t, tile.e), tile.width, -kAhead);
+            prefetch_row(a.gy, gy, tile.width, -kAhead);
+            prefetch_row<1>(a.gx, gx, tile.width, -kAhead);
             float* g_row = later.push();
-            for (int64_t k = 0; k < K; ++k) rows[k] = source(f, tile.b, t, k, tile.e);
+            for (int64_t j = 0; j < later.count; ++j) nearer[j] = later.at(j);
+            sources(f, tile, t, rows);
             const char* glast = a.glast && reaches_end && after < K - 1 ? a.glast.at(tile.b, K - 2 - after, tile.e) : nullptr;
-            for (int64_t i = 0; i < tile.lanes; i += W) {
-                vf g = read<type>(gy_row, i, tile.width);
-                if (f.silu) {
-                    const vf y = convolve<type>(tile, rows, K, i), gate = sigmoid(y);
-                    g = g * gate * (1.0f + y * (1.0f - gate));
-                }
-                store(g_row + i, g);
-                for (int64_t k = 0; k < K; ++k)
-                    if (rows[k] != nullptr) store(sums + k * E + i, load(sums + k * E + i) + g * read<type>(rows[k], i, tile.width));
-                store(sums + K * E + i, load(sums + K * E + i) + g);
-                vf total = glast == nullptr ? splat(0) : read<type>(glast, i, tile.width);
-                for (int64_t j = 0; j < later.count; ++j) total += load(tile.weight + (K - 1 - j) * E + i) * load(later.at(j) + i);
-                store(tile.row + i, total);
-            }
+            const int64_t count = later.count, whole = tile.whole;
+            for (int64_t i = 0; i < whole; i += W) retreat<type, fixed, true>(a, tile, sums, nearer, count, rows, gy, glast, g_row, i);
+            if (whole < tile.width) retreat<type, fixed, false>(a, tile, sums, nearer, count, rows, gy, glast, g_row, whole);
             ++after;
         } else {
             zero(tile.row, tile.lanes);
@@ -188,7 +222,8 @@ void reverse(const CausalConvGrad& a, const Tile& tile, float* sums, Later later
     for (int64_t s = 0; s < K - 1; ++s) {
         const char* glast = a.glast && reaches_end && s >= after ? a.glast.at(tile.b, s - after, tile.e) : nullptr;
         for (int64_t i = 0; i < tile.lanes; i += W) {
-            vf total = glast == nullptr ? splat(0) : read<type>(glast, i, tile.width);
+            vf total = splat(0);
+            if (glast != nullptr) total = i < tile.whole ? read<type, true>(glast, i, tile.width) : read<type, false>(glast, i, tile.width);
             for (int64_t j = 0; j <= s && j < later.count; ++j) total += load(tile.weight + (s - j) * E + i) * load(later.at(j) + i);
             store(tile.row + i, total);
         }
@@ -204,7 +239,11 @@ void run_backward(const void* context, int64_t index, char* scratch) {
     float* sums = arena.floats((f.taps + 1) * E);
     const Later later{arena.floats(f.taps * E), 0, 0, f.taps};
     zero(sums, (f.taps + 1) * E);
-    if (f.x.type == kFloat) reverse<kFloat>(a, tile, sums, later); else reverse<kBFloat16>(a, tile, sums, later);
+    if (f.taps == 4) {
+        if (f.x.type == kFloat) reverse<kFloat, 4>(a, tile, sums, later); else reverse<kBFloat16, 4>(a, tile, sums, later);
+    } else {
+        if (f.x.type == kFloat) reverse<kFloat, 0>(a, tile, sums, later); else reverse<kBFloat16, 0>(a, tile, sums, later);
+    }
     for (int64_t k = 0; k <= f.taps; ++k) memcpy(a.part.f(tile.b, k, tile.e), sums + k * E, static_cast<size_t>(tile.width * 4));
 }
 
@@ -223,7 +262,7 @@ void sum_rows(const void* context, int64_t index, char*) {
 
 }  // namespace
 
-Work causal_conv1d_work(const CausalConv& a) { return {a.batch * tiles(a) * blocks(a), 4 * E * (a.taps + 2) + 256, run}; }
+Work causal_conv1d_work(const CausalConv& a) { return {a.batch * tiles(a) * blocks(a), 4 * E * (a.taps + 3) + 256, run}; }
 
 void causal_conv1d(const CausalConv& a) {
     if (a.source) find_sources(a);
@@ -234,7 +273,7 @@ void causal_conv1d(const CausalConv& a) {
 void causal_conv1d_backward(const CausalConvGrad& a) {
     const CausalConv& f = a.forward;
     if (f.source) find_sources(f);
-    parallel(f.threads, f.batch * tiles(f), 4 * E * (3 * f.taps + 3) + 512, run_backward, &a);
+    parallel(f.threads, f.batch * tiles(f), 4 * E * (3 * f.taps + 4) + 512, run_backward, &a);
     parallel(f.threads, tiles(f), 64, sum_rows, &a);
 }
 

@@ -8,8 +8,8 @@ namespace {
 
 // V vectors of channels through all states at one position.
 template <int V, bool inside>
-STATESCAN_INLINE void states(const float* __restrict A, float* __restrict h, const float* __restrict B, const float* __restrict C, int64_t n,
-                             const vf* d, const vf* u, vf* y) {
+STATESCAN_INLINE void states(const float* __restrict A, float* __restrict h, const float* __restrict B, const float* __restrict C,
+                             int64_t n, const vf* d, const vf* u, vf* y) {
     for (int64_t k = 0; k < n; ++k, A += R, h += R)
         for (int v = 0; v < V; ++v) {
             const vf t = d[v] * load(A + v * W);

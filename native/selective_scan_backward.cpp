@@ -149,8 +149,8 @@ void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMem
 
 // The chunk's inputs and the gradients before the gate. A position that does not exist becomes a step of zero with zero input, which
 // holds the state exactly, whatever stands there.
-void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const ScanRow& row, GradChunk& g, bool* inside, int64_t t0,
-            int64_t count) {
+void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const ScanRow& row, GradChunk& g, bool* inside,
+            int64_t t0, int64_t count) {
     const SelectiveScan& f = a.forward;
     const int64_t n = f.n, lanes = tile.vectors * W;
     for (int64_t i = 0; i < lanes; i += W) inside[i / W] = true;
@@ -328,7 +328,8 @@ void sum_rows(const void* context, int64_t index, char*) {
 
 void selective_scan_backward(const SelectiveScanGrad& a) {
     const SelectiveScan& f = a.forward;
-    parallel(f.threads, f.batch * f.groups * tiles_per_group(f), ScanMemory::bytes(f.n) + ScanRow::bytes(f.n) + GradChunk::bytes(f.n), run, &a);
+    const int64_t scratch = ScanMemory::bytes(f.n) + ScanRow::bytes(f.n) + GradChunk::bytes(f.n);
+    parallel(f.threads, f.batch * f.groups * tiles_per_group(f), scratch, run, &a);
     parallel(f.threads, f.batch * ((f.length + T - 1) / T), 4 * ceil_to(f.n, W), sum_tiles, &a);
     parallel(f.threads, (f.width + R - 1) / R, 64, sum_rows, &a);
 }

@@ -157,8 +157,8 @@ static inline void store_row(char* p, int32_t type, int64_t count, const float* 
 // second-level cache: their distance is often a multiple of a large power of two, and a few such rows evict each other from the first.
 constexpr int64_t kAhead = 8;
 template <int for_writing = 0>
-static inline void prefetch_row(const View& v, const char* row, int64_t count) {
-    const char* p = row + kAhead * v.stride[1] * v.bytes();
+static inline void prefetch_row(const View& v, const char* row, int64_t count, int64_t ahead = kAhead) {
+    const char* p = row + ahead * v.stride[1] * v.bytes();
     for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i, for_writing, 2);
 }
 

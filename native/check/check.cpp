@@ -1,0 +1,310 @@
+// Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
+//     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
+//         native/selective_scan*.cpp native/ssd*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
+//         native/program.cpp native/table.cpp -pthread
+// Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
+// that do not exist. Outputs must be finite and the same bits at one, two and three threads.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace statescan {
+
+void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context) {
+    auto work = [&](int first) {
+        const size_t size = static_cast<size_t>((scratch_bytes + 63) / 64 * 64);
+        char* scratch = static_cast<char*>(std::aligned_alloc(64, size));
+        for (int64_t tile = first; tile < tiles; tile += threads) {
+            std::memset(scratch, 0xff, size);
+            fn(context, tile, scratch);
+        }
+        std::free(scratch);
+    };
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(work, i);
+    work(0);
+    for (std::thread& other : others) other.join();
+}
+
+namespace {
+
+const char* running = "";
+int failures = 0;
+
+void fail(const char* what) {
+    std::printf("%s: %s\n", running, what);
+    ++failures;
+}
+
+constexpr size_t kGuard = 32;
+
+struct Buffer {
+    std::vector<char> bytes;  // guard, numbers, guard
+    bool output;
+};
+
+struct Case {
+    std::deque<Buffer> buffers;
+    uint64_t seed = 1;
+    int32_t type = kFloat;  // of inputs that may be bfloat16
+
+    float random(float low, float high) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        return low + (high - low) * static_cast<float>(seed >> 40) / 16777216.0f;
+    }
+    View make(std::vector<int64_t> shape, int32_t kind, bool output) {
+        View v;
+        v.type = kind;
+        int64_t count = 1;
+        for (size_t i = shape.size(); i-- > 0;) {
+            v.stride[i] = count;
+            count *= shape[i];
+        }
+        const size_t size = static_cast<size_t>(count * v.bytes());
+        buffers.push_back({std::vector<char>(size + 2 * kGuard, static_cast<char>(0xab)), output});
+        v.data = buffers.back().bytes.data() + kGuard;
+        std::memset(v.data, 0xff, size);
+        return v;
+    }
+    View in(std::vector<int64_t> shape, int32_t kind = kFloat, float low = -1, float high = 1) {
+        const View v = make(shape, kind, false);
+        int64_t count = kind == kComplex ? 2 : 1;
+        for (int64_t size : shape) count *= size;
+        for (int64_t i = 0; i < count; ++i) {
+            const float value = random(low, high);
+            uint32_t bits;
+            std::memcpy(&bits, &value, 4);
+            const uint16_t half = static_cast<uint16_t>(bits >> 16);
+            if (kind == kBFloat16) std::memcpy(v.data + 2 * i, &half, 2);
+            else if (kind == kBool) v.data[i] = value > 0;
+            else std::memcpy(v.data + 4 * i, &value, 4);
+        }
+        return v;
+    }
+    View out(std::vector<int64_t> shape, int32_t kind = kFloat) { return make(shape, kind, true); }
+
+    // NaN where the mask (B, L) has a hole; row: numbers a position.
+    void holes(const View& v, const View& mask, int64_t positions, int64_t row) {
+        for (int64_t i = 0; i < positions; ++i)
+            if (mask.data[i] == 0) std::memset(v.data + i * row * v.bytes(), 0xff, static_cast<size_t>(row * v.bytes()));
+    }
+    Line line(bool with, int64_t batch, int64_t length, bool interval) {
+        Line l;
+        if (!with) return l;
+        l.reset = in({batch, length}, kBool, -1, 0.2f);
+        l.mask = in({batch, length}, kBool, -0.3f, 1);
+        if (interval) l.interval = in({batch, length}, kFloat, 0, 2);
+        return l;
+    }
+    void check_guards() {
+        for (const Buffer& b : buffers)
+            for (size_t i = 0; i < kGuard; ++i)
+                if (static_cast<unsigned char>(b.bytes[i]) != 0xab || static_cast<unsigned char>(b.bytes[b.bytes.size() - 1 - i]) != 0xab)
+                    return fail("wrote outside a tensor");
+    }
+    // Runs at 1, 2 and 3 threads and compares everything written.
+    void run(const std::function<void(int)>& kernel) {
+        std::deque<Buffer> first;
+        for (int threads = 1; threads <= 3; ++threads) {
+            for (Buffer& b : buffers)
+                if (b.output) std::memset(b.bytes.data() + kGuard, 0xff, b.bytes.size() - 2 * kGuard);
+            kernel(threads);
+            check_guards();
+            if (threads == 1) first = buffers;
+            for (size_t i = 0; i < buffers.size(); ++i)
+                if (buffers[i].bytes != first[i].bytes) return fail("other bits at another number of threads");
+        }
+    }
+};
+
+void finite(const View& v, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits = 0;
+        if (v.type == kBFloat16) std::memcpy(reinterpret_cast<char*>(&bits) + 2, v.data + 2 * i, 2);
+        else std::memcpy(&bits, v.data + 4 * i, 4);
+        if ((bits & 0x7f800000u) == 0x7f800000u) return fail("an output is not finite");
+    }
+}
+
+// Outputs stay where they are while the backward reads them.
+void keep(Case& c) {
+    for (Buffer& b : c.buffers) b.output = false;
+}
+
+void scan_case(const Kernels& kernels, int64_t B, int64_t L, int64_t E, int64_t N, int64_t G, bool timeline, int32_t type, bool gate) {
+    Case c;
+    SelectiveScan a{};
+    a.softplus = true;
+    a.batch = B, a.length = L, a.width = E, a.n = N, a.groups = G;
+    a.line = c.line(timeline, B, L, true);
+    a.x = c.in({B, L, E}, type), a.delta = c.in({B, L, E}, type, -3, 2), a.A = c.in({E, N}, kFloat, gate ? -80.0f : -4.0f, -0.1f);
+    a.B = c.in({B, L, G, N}, type), a.C = c.in({B, L, G, N}, type);
+    if (gate) a.D = c.in({E}), a.z = c.in({B, L, E}, type), a.bias = c.in({E});
+    a.state = c.in({B, E, N}), a.reset_to = timeline ? c.in({B, E, N}) : View{};
+    a.y = c.out({B, L, E}, type), a.last = c.out({B, E, N});
+    if (timeline) {
+        const View* const inputs[] = {&a.x, &a.delta, &a.B, &a.C, &a.z};
+        const int64_t rows[] = {E, E, G * N, G * N, E};
+        for (int i = 0; i < 5; ++i)
+            if (*inputs[i]) c.holes(*inputs[i], a.line.mask, B * L, rows[i]);
+    }
+    auto forward = [&](int threads) { a.threads = threads, kernels.selective_scan(a); };
+    c.run(forward);
+    finite(a.y, B * L * E), finite(a.last, B * E * N);
+    const int64_t chunks = (L + kChunk - 1) / kChunk, tiles = B * G * ((E / G + kTile - 1) / kTile);
+    a.chunks = c.out({B, chunks, N, E});
+    c.run(forward);
+    keep(c);
+    SelectiveScanGrad g{};
+    g.gy = c.in({B, L, E}, type), g.glast = c.in({B, E, N});
+    g.gx = c.out({B, L, E}, type), g.gdelta = c.out({B, L, E}, type), g.gA = c.out({E, N}), g.gstate = c.out({B, E, N});
+    g.gB = c.out({B, L, G, N}, type), g.gC = c.out({B, L, G, N}, type);
+    if (gate) g.gD = c.out({E}), g.gz = c.out({B, L, E}, type), g.gbias = c.out({E});
+    if (timeline) g.greset = c.out({B, E, N}), g.ginterval = c.out({B, L});
+    g.part_B = c.out({tiles, L, N}), g.part_C = c.out({tiles, L, N}), g.part_A = c.out({B, N, E}), g.part_D = c.out({B, E});
+    g.part_bias = c.out({B, E}), g.part_interval = timeline ? c.out({tiles, L}) : c.out({1, 1});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.selective_scan_backward(g); });
+    finite(g.gx, B * L * E), finite(g.gdelta, B * L * E), finite(g.gA, E * N), finite(g.gB, B * L * G * N), finite(g.gC, B * L * G * N);
+    finite(g.gstate, B * E * N);
+}
+
+void conv_case(const Kernels& kernels, int64_t B, int64_t L, int64_t E, int64_t K, bool timeline, int32_t type) {
+    Case c;
+    CausalConv a{};
+    a.silu = true;
+    a.batch = B, a.length = L, a.width = E, a.taps = K;
+    a.line = c.line(timeline, B, L, false);
+    a.x = c.in({B, L, E}, type), a.weight = c.in({E, K}), a.bias = c.in({E}), a.state = c.in({B, K - 1, E}, type);
+    if (timeline) c.holes(a.x, a.line.mask, B * L, E);
+    if (timeline) a.source = c.out({B, L + 1, K});
+    a.y = c.out({B, L, E}, type), a.last = c.out({B, K - 1, E}, type);
+    c.run([&](int threads) { a.threads = threads, kernels.causal_conv1d(a); });
+    finite(a.y, B * L * E), finite(a.last, B * (K - 1) * E);
+    keep(c);
+    CausalConvGrad g{};
+    g.gy = c.in({B, L, E}, type), g.glast = c.in({B, K - 1, E}, type);
+    g.gx = c.out({B, L, E}, type), g.gweight = c.out({E, K}), g.gbias = c.out({E}), g.gstate = c.out({B, K - 1, E}, type);
+    g.part = c.out({B, K + 1, E});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.causal_conv1d_backward(g); });
+    finite(g.gx, B * L * E), finite(g.gweight, E * K), finite(g.gbias, E), finite(g.gstate, B * (K - 1) * E);
+}
+
+void ssd_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t P, int64_t N, int64_t G, bool timeline, int32_t type) {
+    Case c;
+    Ssd a{};
+    a.softplus = true, a.low = 0, a.high = INFINITY;
+    a.batch = B, a.length = L, a.heads = H, a.p = P, a.n = N, a.groups = G;
+    a.line = c.line(timeline, B, L, true);
+    a.x = c.in({B, L, H, P}, type), a.delta = c.in({B, L, H}, type, -3, 2), a.A = c.in({H}, kFloat, -4, -0.1f);
+    a.B = c.in({B, L, G, N}, type), a.C = c.in({B, L, G, N}, type), a.D = c.in({H, P}), a.bias = c.in({H});
+    a.state = c.in({B, H, P, N}), a.reset_to = timeline ? c.in({B, H, P, N}) : View{};
+    a.y = c.out({B, L, H, P}, type), a.last = c.out({B, H, P, N});
+    if (timeline) {
+        const View* const inputs[] = {&a.x, &a.delta, &a.B, &a.C};
+        const int64_t rows[] = {H * P, H, G * N, G * N};
+        for (int i = 0; i < 4; ++i) c.holes(*inputs[i], a.line.mask, B * L, rows[i]);
+    }
+    auto forward = [&](int threads) { a.threads = threads, kernels.ssd(a); };
+    c.run(forward);
+    finite(a.y, B * L * H * P), finite(a.last, B * H * P * N);
+    const int64_t chunks = (L + kChunk - 1) / kChunk, tiles = B * G * ((H / G + kHeads - 1) / kHeads);
+    a.chunks = c.out({B, chunks, H, N, P});
+    c.run(forward);
+    keep(c);
+    SsdGrad g{};
+    g.gy = c.in({B, L, H, P}, type), g.glast = c.in({B, H, P, N});
+    g.gx = c.out({B, L, H, P}, type), g.gdelta = c.out({B, L, H}, type), g.gA = c.out({H}), g.gB = c.out({B, L, G, N}, type);
+    g.gC = c.out({B, L, G, N}, type), g.gD = c.out({H, P}), g.gbias = c.out({H}), g.gstate = c.out({B, H, P, N});
+    if (timeline) g.greset = c.out({B, H, P, N}), g.ginterval = c.out({B, L});
+    g.part_B = c.out({tiles, L, N}), g.part_C = c.out({tiles, L, N}), g.part_A = c.out({B, H}), g.part_D = c.out({B, H, P});
+    g.part_bias = c.out({B, H}), g.part_interval = timeline ? c.out({tiles, L}) : c.out({1, 1});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.ssd_backward(g); });
+    finite(g.gx, B * L * H * P), finite(g.gdelta, B * L * H), finite(g.gB, B * L * G * N), finite(g.gC, B * L * G * N);
+    finite(g.gstate, B * H * P * N);
+}
+
+void diagonal_case(const Kernels& kernels, int64_t B, int64_t L, int64_t M, bool one_a, int32_t a_type, int32_t type, bool timeline) {
+    Case c;
+    DiagonalScan a{};
+    a.batch = B, a.length = L, a.width = M;
+    a.line = c.line(timeline, B, L, false);
+    const int32_t state = type == kComplex ? kComplex : kFloat;
+    a.a = c.in({one_a ? 1 : B, one_a ? 1 : L, M}, a_type, -0.6f, 0.6f);
+    if (one_a) a.a.stride[0] = a.a.stride[1] = 0;
+    a.b = c.in({B, L, M}, type), a.state = c.in({B, M}, state), a.reset_to = timeline ? c.in({B, M}, state) : View{};
+    a.h = c.out({B, L, M}, type), a.last = c.out({B, M}, state);
+    if (timeline) c.holes(a.b, a.line.mask, B * L, M);
+    c.run([&](int threads) { a.threads = threads, kernels.diagonal_scan(a); });
+    const int64_t parts = type == kComplex ? 2 : 1;
+    finite(a.h, B * L * M * parts), finite(a.last, B * M * parts);
+    keep(c);
+    DiagonalScanGrad g{};
+    g.gh = c.in({B, L, M}, type), g.glast = c.in({B, M}, state), g.gb = c.out({B, L, M}, type), g.gstate = c.out({B, M}, state);
+    if (timeline) g.greset = c.out({B, M}, state), g.previous = c.out({B, L});
+    g.part_a = c.out({B, one_a ? 1 : L, M}, a_type == kComplex ? kComplex : kFloat);
+    if (one_a) g.part_a.stride[1] = 0;
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.diagonal_scan_backward(g); });
+    finite(g.gb, B * L * M * parts), finite(g.gstate, B * M * parts);
+}
+
+void product_case(const Kernels& kernels, int64_t rows, int64_t out, int64_t in, int32_t type) {
+    Case c;
+    Product p{};
+    p.rows = rows;
+    p.matrix.out = out, p.matrix.in = in;
+    p.matrix.weight = c.in({out, in}, type), p.matrix.bias = c.in({out});
+    p.x = c.in({rows, in}), p.y = c.out({rows, out});
+    c.run([&](int threads) { p.threads = threads, kernels.product(p); });
+    finite(p.y, rows * out);
+}
+
+void all(const Kernels& kernels) {
+    for (int32_t type : {kFloat, kBFloat16})
+        for (bool timeline : {false, true}) {
+            for (int64_t length : {1, 2, 3, 65, 130}) {
+                running = "selective_scan";
+                scan_case(kernels, 1, length, 1, 1, 1, timeline, type, false);
+                scan_case(kernels, 2, length, 9, 3, 1, timeline, type, true);
+                scan_case(kernels, 1, length, 150, 16, 2, timeline, type, length != 3);
+                scan_case(kernels, 1, length, 65, 33, 1, timeline, type, true);
+                running = "causal_conv1d";
+                conv_case(kernels, 1, length, 1, 1, timeline, type);
+                conv_case(kernels, 2, length, 137, 4, timeline, type);
+                conv_case(kernels, 1, length, 16, 7, timeline, type);
+                running = "ssd";
+                ssd_case(kernels, 1, length, 1, 1, 1, 1, timeline, type);
+                ssd_case(kernels, 2, length, 10, 5, 9, 2, timeline, type);
+                ssd_case(kernels, 1, length, 2, 24, 17, 1, timeline, type);
+                running = "diagonal_scan";
+                diagonal_case(kernels, 2, length, 131, false, type, type, timeline);
+                diagonal_case(kernels, 2, length, 5, true, kFloat, kFloat, timeline);
+                diagonal_case(kernels, 1, length, 67, length % 2 == 0, kComplex, kComplex, timeline);
+                diagonal_case(kernels, 1, length, 9, false, kFloat, kComplex, timeline);
+            }
+        }
+    running = "product";
+    for (int32_t type : {kFloat, kBFloat16})
+        for (int64_t rows : {1, 3, 9}) {
+            product_case(kernels, rows, 1, 1, type);
+            product_case(kernels, rows, 70, 33, type);
+            product_case(kernels, rows, 130, 96, type);
+        }
+}
+
+}  // namespace
+}  // namespace statescan
+
+int main() {
+    statescan::all(statescan::STATESCAN_ISA::table());
+    if (statescan::failures == 0) std::puts("clean");
+    return statescan::failures == 0 ? 0 : 1;
+}
