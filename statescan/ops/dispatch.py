@@ -16,8 +16,8 @@ import torch
 
 from statescan.registry import nearest
 
-PREFERENCE = ("triton", "native", "portable", "reference")
-"""Fastest first."""
+PREFERENCE = ("triton", "native", "mamba_ssm", "causal_conv1d", "fla", "portable", "reference")
+"""Fastest first. Between our kernels and the slower ones stand those of other packages, under the packages' names."""
 
 ops: dict[str, Op] = {}
 

@@ -60,4 +60,4 @@ def causal_conv1d(
     return (y, last) if return_state else y
 
 
-from statescan.ops.causal_conv1d import native, portable, reference, triton  # noqa: E402, F401 - they register themselves
+from statescan.ops.causal_conv1d import native, portable, reference, triton, wrapped  # noqa: E402, F401 - they register themselves

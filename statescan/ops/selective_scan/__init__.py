@@ -86,4 +86,4 @@ def selective_scan(
     return (y, *extra) if extra else y
 
 
-from statescan.ops.selective_scan import native, portable, reference, triton  # noqa: E402, F401 - they register themselves
+from statescan.ops.selective_scan import native, portable, reference, triton, wrapped  # noqa: E402, F401 - they register themselves

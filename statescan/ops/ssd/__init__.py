@@ -89,4 +89,4 @@ def ssd(
     return (y, last) if return_state else y
 
 
-from statescan.ops.ssd import native, portable, reference  # noqa: E402, F401 - they register themselves
+from statescan.ops.ssd import native, portable, reference, wrapped  # noqa: E402, F401 - they register themselves
