@@ -14,6 +14,7 @@ from statescan.mixers import S4D, SS2D, Bidirectional, Mamba, Mamba2
 from statescan.ops.dispatch import explain, implementation
 from statescan.parameters import parameter_groups
 from statescan.procedures.generate import Prefix, generate, prefill
+from statescan.procedures.quantize import quantize
 from statescan.protocols import CausalMixer, Mixer
 from statescan.registry import create_model, list_models, register, register_model
 from statescan.spec import Spec
@@ -49,6 +50,7 @@ __all__ = [
     "ops",
     "parameter_groups",
     "prefill",
+    "quantize",
     "register",
     "register_model",
     "save_pretrained",

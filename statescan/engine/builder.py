@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm
+from statescan.layers import CausalConv1d, DeltaProjection, QuantLinear, RMSNorm
 from statescan.ops import native_gate as gate
 from statescan.ops.native_gate import view
 
@@ -112,13 +112,18 @@ class Builder:
         self.program.norm(source, target, weight.numel(), view(weight), module.eps)
 
     def linear(self, module: nn.Module, source: int, target: int, *, add: bool = False) -> None:
-        """target = W source + bias, or added to what is there. The weight is read where it lies."""
-        self.read(module, nn.Linear, DeltaProjection)
+        """target = W source + bias, or added to what is there. The weight is read where it lies, quantised or not."""
+        self.read(module, nn.Linear, DeltaProjection, QuantLinear)
         assert isinstance(module, nn.Linear)
-        weight, bias = self._weight(module), self._keep(self.floats(module, "bias"))
-        self._keep(weight)
-        self.weights += weight.numel()
-        self.program.linear(source, target, add, module.out_features, module.in_features, 0, view(weight), (), view(bias))
+        group, scale = 0, None
+        if isinstance(module, QuantLinear):
+            group, scale, weight = module.group_size, self.parameter(module, "scale"), self.parameter(module, "weight")
+        else:
+            weight = self._weight(module)
+        for tensor in (weight, scale, bias := self.floats(module, "bias")):
+            self._keep(tensor)
+        self.weights += module.in_features * module.out_features
+        self.program.linear(source, target, add, module.out_features, module.in_features, group, view(weight), view(scale), view(bias))
 
     def conv(self, module: nn.Module, source: int, target: int) -> None:
         """The short convolution with its state (K-1, width)."""

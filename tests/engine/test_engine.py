@@ -125,6 +125,18 @@ def test_bfloat16_weights_are_read_exactly(name: str) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", PARTS)
+def test_quantised_weights(name: str, kind: Any, poisoned: None) -> None:
+    """The same kernel reads them from the engine and from the layer."""
+    made = model(PARTS[name])
+    ss.quantize(made, kind)
+    engine = ss.Engine(made)
+    assert not engine.called
+    for batch in (1, 5):
+        assert_same(made, engine, batch, rtol=2e-4)  # activations are rounded to 15 bits: a last bit may tip one over
+
+
 def test_inplace_writes_over_the_state() -> None:
     made = model(PARTS["mamba2"])
     engine = ss.Engine(made)
@@ -192,6 +204,12 @@ def test_a_mixer_without_a_native_step_is_called() -> None:
     engine = ss.Engine(made)
     assert "S4D" in engine.called["layer 1"]
     assert_same(made, engine, 3)
+
+
+def test_weights_made_in_inference_mode_are_called() -> None:
+    with torch.inference_mode():
+        made = model(PARTS["mamba"])
+    assert "inference mode" in ss.Engine(made).called["layer 0"]
 
 
 def test_a_head_with_a_hook_is_called() -> None:
