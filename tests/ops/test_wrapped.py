@@ -29,7 +29,7 @@ calls: list[str] = []
 def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):  # type: ignore[no-untyped-def]
     """u, delta, z: (B, E, L); B, C: (B, G, N, L). Starts from zeros."""
     calls.append("selective_scan_fn")
-    batch, width, length = u.shape
+    batch, _, length = u.shape
     assert delta.shape == u.shape
     assert B.shape == C.shape == (batch, B.shape[1], A.shape[1], length)
     assert len({t.dtype for t in (u, delta, B, C)}) == 1
@@ -82,7 +82,7 @@ def causal_conv1d_fn(  # type: ignore[no-untyped-def]
 ):
     """x (B, E, L), neighbouring channels; states (B, E, K-1), likewise."""
     calls.append("causal_conv1d_fn")
-    batch, width, length = x.shape
+    batch, width, _ = x.shape
     assert x.stride(1) == 1
     assert width % 8 == 0
     assert initial_states.shape == (batch, width, weight.shape[1] - 1)
