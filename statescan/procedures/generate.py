@@ -222,18 +222,19 @@ def _decode(
                 running.append(place)
         if return_state and len(running) < len(rows):
             over = sorted(set(range(len(rows))) - set(running))
-            last = _advance(stepper, states.select(prefix, over), tokens[over])
+            last = _advance(stepper, states.select(prefix, over), tokens[over], own=True)
             finished |= {rows[place]: states.select(last, [i]) for i, place in enumerate(over)}
         if not running:
             break
         if len(running) < len(rows):
             prefix, tokens, rows = states.select(prefix, running), tokens[running], [rows[place] for place in running]
-        prefix = _advance(stepper, prefix, tokens)
+        prefix = _advance(stepper, prefix, tokens, own=count > 1)  # the first is the caller's
     if return_state:
         yield states.concat([finished[row] for row in sorted(finished)])
 
 
-Stepper = Callable[[Tensor, State], tuple[Tensor, State]]
+Stepper = Callable[[Tensor, State, bool], tuple[Tensor, State]]
+"""(tokens, state, whether the state may be overwritten) -> logits and state."""
 
 
 def _stepper(model: Any) -> Stepper:
@@ -241,18 +242,18 @@ def _stepper(model: Any) -> Stepper:
     if isinstance(model, LanguageModel):
         engine = Engine(model)
         if not engine.called:
-            return engine.step
+            return lambda tokens, state, own: engine.step(tokens, state, inplace=own)
 
-    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(tokens: Tensor, state: State, own: bool) -> tuple[Tensor, State]:
         with _evaluating(model):
             return model.step(tokens, state)
 
     return step
 
 
-def _advance(stepper: Stepper, prefix: Prefix, tokens: Tensor) -> Prefix:
-    """The prefix with one more token (B,) a row."""
-    logits, state = stepper(tokens, prefix.state)
+def _advance(stepper: Stepper, prefix: Prefix, tokens: Tensor, own: bool) -> Prefix:
+    """The prefix with one more token (B,) a row; a state of our own is overwritten."""
+    logits, state = stepper(tokens, prefix.state, own)
     return Prefix(state, logits, prefix.seen.scatter(1, tokens.unsqueeze(1), True))
 
 
