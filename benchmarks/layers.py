@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 WIDTH = 256
 LENGTHS = (64, 256, 1024, 4096, 16384, 65536)
+BATCH = 32
 PATIENCE = 1.5
 """Seconds: a participant whose next length would take longer, going by how its time has grown, stops."""
 
@@ -65,12 +66,12 @@ def run(options: Options) -> list[Row]:
     """A row for each participant, batch and length."""
     table: list[Row] = []
     everyone = participants()
+    took: dict[tuple[str, int, int], float] = {}
     stopped: dict[str, str] = {}
-    last: dict[str, float] = {}
-    sizes = [(1, length) for length in (LENGTHS[:3] if options.quick else LENGTHS)] + [(32, 64), (32, 256)]
-    for batch, length in sizes:
-        if batch > 1 and length == 64:
-            stopped.clear(), last.clear()
+    for batch, length in [(1, length) for length in (LENGTHS[:2] if options.quick else LENGTHS)] + [(BATCH, 64), (BATCH, 256)]:
+        if length == LENGTHS[0]:  # what a batch will take is known from one row
+            slow = {name: took.get((name, 1, length), 0.0) * batch for name in everyone if batch > 1}
+            stopped = {name: f"absent: it would take about {time:.0f} s" for name, time in slow.items() if time > PATIENCE}
         calls: dict[str, Callable[[], float]] = {}
         for name, module in everyone.items():
             reason = module if isinstance(module, str) else stopped.get(name)
@@ -97,8 +98,8 @@ def run(options: Options) -> list[Row]:
                         "backward high": both.high * 1e3,
                     }
                 )
-                growth = max(4.0, both.median / last.get(name, both.median))
-                last[name] = both.median
+                took[name, batch, length] = both.median
+                growth = max(4.0, both.median / took.get((name, batch, length // 4), both.median))
                 if both.median * growth > PATIENCE:
                     stopped[name] = f"absent: {length} positions with backward took {both.median:.1f} s"
     return table

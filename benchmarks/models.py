@@ -121,7 +121,7 @@ class Field:
             except Absent as reason:
                 if name == "statescan":
                     self.close()
-                    raise SystemExit(f"{model.name}, {precision}: statescan: {reason}") from None
+                    raise RuntimeError(f"{model.name}, {precision}: statescan: {reason}") from None
                 self.absent[name] = f"absent: {reason}"
                 if name in self.running:
                     self.running.pop(name).close()
@@ -142,7 +142,7 @@ def rows(what: str, precision: str, count: int, limit: float, timings: dict[str,
     """Tokens a second, their spread, how many times as fast as the participant ours is, and the share of the limit."""
     ours = timings["statescan"]
     if isinstance(ours, Absent):
-        raise SystemExit(f"{what}, {precision}: statescan: {ours}")
+        raise RuntimeError(f"{what}, {precision}: statescan: {ours}")
     table = []
     for name, timing in timings.items():
         row: Row = {"figure": what, "precision": precision, "who": name}

@@ -47,6 +47,8 @@ def headline(results: dict[str, Any]) -> list[Row]:
             continue
         figures: dict[tuple[str, str], dict[str, Row]] = {}
         for row in section["rows"]:
+            if "figure" not in row:
+                continue  # the section has failed, and says so
             figures.setdefault((row["figure"], row["precision"]), {})[row["who"]] = row
         for (figure, precision), everyone in figures.items():
             ours = everyone["statescan"]
@@ -101,7 +103,7 @@ def plots(name: str, results: dict[str, Any]) -> None:
         return
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "statescan"  # the same file from the same figures
-    if "layers" in results["sections"]:
+    if "who" in results["sections"].get("layers", {"rows": [{}]})["rows"][0]:
         _lengths(results["sections"]["layers"]["rows"]).savefig(FOLDER / f"{name}-lengths.svg", metadata={"Date": None})
     rows = [row for row in headline(results) if row.get("of the limit") is not None]
     if rows:

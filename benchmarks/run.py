@@ -111,16 +111,25 @@ def main() -> None:
         parser.error(f"no section begins with {' or '.join(arguments.only)}: --list prints their names")
     name = arguments.out or ("partial" if arguments.only != [""] else "quick" if arguments.quick else "full")
     results: dict[str, Any] = {"machine": machine(arguments.threads), "started": time.strftime("%Y-%m-%d %H:%M"), "sections": {}}
+    failed = []
     try:
         for section in progress.over(chosen):
-            results["sections"][section.name] = {"title": section.title, "rows": section.run()}
+            try:
+                table = section.run()
+            except Exception as error:  # the other sections are worth having
+                table = [{"note": f"no figures: {type(error).__name__}: {error}"}]
+                failed.append(section.name)
+                progress.say(table[0]["note"])
+            results["sections"][section.name] = {"title": section.title, "rows": table}
             results["rates"] = ready.limits.rates()
             results["minutes"] = progress.minutes()
             report.write(name, results)
     finally:
         ready.close()
     print(report.summary(results))
-    print(f"written: {report.FOLDER / name}.md, .json and plots", file=sys.stderr)
+    progress.say(f"written: {report.FOLDER / name}.md, .json and plots")
+    if failed:
+        raise SystemExit(f"without figures: {', '.join(failed)}")
 
 
 class Progress:

@@ -22,7 +22,8 @@ class Statescan(TorchModel):
     def __init__(self, folder: str, precision: str, threads: int) -> None:
         torch.set_num_threads(threads)
         if precision in ("int8", "int4"):
-            self.model = ss.quantize(ss.from_pretrained(folder), precision)  # type: ignore[attr-defined]
+            self.model = ss.from_pretrained(folder)
+            ss.quantize(self.model, precision)
         else:
             self.model = ss.from_pretrained(folder, dtype=dtype_of(precision))
         self.vocabulary = self.model.vocab_size
@@ -49,9 +50,13 @@ class Statescan(TorchModel):
         return self.model.loss(self.model(ids)[:, :-1], ids[:, 1:])
 
     def info(self) -> dict[str, Any]:
-        """See TorchModel; and how many bytes a weight takes where it lies, scales included."""
+        """See TorchModel; without the embedding where the head has a copy; and the bytes that a weight takes, scales included."""
+        embedding, head = self.model.backbone.embedding.weight, self.model.lm_head.weight
+        unread = 0 if embedding.data_ptr() == head.data_ptr() else embedding.numel() * embedding.element_size()
+        info = super().info()
+        info["bytes"] -= unread
         body = [module for module in self.model.backbone.modules() if hasattr(module, "in_features")]
-        return super().info() | {"bytes a weight": _width(body), "bytes a weight of the head": _width([self.model.lm_head])}
+        return info | {"bytes a weight": _width(body), "bytes a weight of the head": _width([self.model.lm_head])}
 
 
 def _width(linears: list[Any]) -> float:
