@@ -18,9 +18,9 @@ Bits = Literal[4, 8]
 
 _TILE = 1 << 20
 """Weights encoded at a time."""
-_RANGES = {8: (-127, 127, (1.0,)), 4: (-8, 7, tuple(sign * f for f in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7) for sign in (1.0, -1.0)))}
-"""Bits -> smallest and largest number, and the scales that are tried, relative to the one that reaches the largest weight. In 4 bits the
-numbers reach one further below zero than above it, so a scale's sign matters."""
+_RANGES = {8: (-127, 127, (1.0,)), 4: (-8, 7, tuple(s * f for f in (8 / 7, 1.07, 1.0, 0.93, 0.86, 0.8, 0.73) for s in (1.0, -1.0)))}
+"""Bits -> smallest and largest number, and the scales that are tried, relative to the one that makes the largest weight the smallest
+number. In 4 bits the numbers reach one further below zero than above it, so a scale's sign matters."""
 
 
 class QuantLinear(nn.Linear):

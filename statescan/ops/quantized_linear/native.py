@@ -25,11 +25,6 @@ def _refuse(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group
     )
 
 
-def packed(weight: Tensor) -> tuple[int, ...]:
-    """The view of a quantised weight: its type says how the bytes are read."""
-    return (weight.data_ptr(), 4 if weight.dtype == torch.int8 else 5, *weight.stride())
-
-
 def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int, exact: bool) -> Tensor:
     assert gate.module is not None
     rows = x.float().reshape(-1, x.shape[-1])
@@ -41,7 +36,7 @@ def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, grou
         rows, weight, scale = rows.contiguous(), weight.contiguous(), scale.contiguous()
         y = torch.empty(rows.shape[0], weight.shape[0])
         gate.module.product(
-            gate.threads(y.numel() * rows.shape[1]), rows.shape[0], weight.shape[0], rows.shape[1], group_size, packed(weight), view(scale),
+            gate.threads(y.numel() * rows.shape[1]), rows.shape[0], weight.shape[0], rows.shape[1], group_size, view(weight), view(scale),
             view(bias), view(rows), view(y),
         )  # fmt: skip
     return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
@@ -70,7 +65,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     weight, scale = ctx.saved_tensors
     gx = _linear_backward(gy, weight, scale, ctx.in_features) if ctx.needs_input_grad[0] else None
-    gbias = gy.float().flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
+    gbias = gy.float().reshape(-1, gy.shape[-1]).sum(0) if ctx.needs_input_grad[3] else None
     return gx, None, None, gbias, None, None
 
 
