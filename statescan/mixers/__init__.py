@@ -4,6 +4,8 @@ from statescan.mixers.bidirectional import Bidirectional
 from statescan.mixers.delta import DeltaState
 from statescan.mixers.deltanet import DeltaNet
 from statescan.mixers.gated_deltanet import GatedDeltaNet
+from statescan.mixers.gla import GLA, MatrixState
+from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
@@ -11,6 +13,8 @@ from statescan.mixers.s4d import S4D, S4DState
 from statescan.mixers.ss2d import SS2D
 
 __all__ = [
+    "GLA",
+    "HGRN2",
     "KDA",
     "S4D",
     "SS2D",
@@ -22,5 +26,6 @@ __all__ = [
     "Mamba2",
     "Mamba2State",
     "MambaState",
+    "MatrixState",
     "S4DState",
 ]
