@@ -40,9 +40,9 @@ class Mixer(Dynamic):
     """A row's output depends on the other rows (BatchNorm, capacity limits)."""
     space_ndim: ClassVar[int] = 0
     """How many spatial axes stand between the sequence and the width."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    writes: ClassVar[tuple[str, ...]] = ()
-    """Keys of the bus. A backbone checks them when it is built; a key is set once a call."""
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    """Keys of the bus, of the class or of an instance. A backbone checks them when it is built; a key is set once a call."""
     gathers_documents: ClassVar[bool] = False
     """Serves resets and masks through ``Timeline.apart``, whose calls depend on the data: not under torch.compile or torch.export."""
     causal_tolerance: ClassVar[float] = 0.0

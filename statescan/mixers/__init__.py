@@ -1,5 +1,6 @@
 """Looks across positions, so it may carry state. One file a mixer."""
 
+from statescan.mixers.attention import Attention, AttentionState, GrowingAttentionState
 from statescan.mixers.bidirectional import Bidirectional
 from statescan.mixers.delta import DeltaState
 from statescan.mixers.deltanet import DeltaNet
@@ -18,10 +19,13 @@ __all__ = [
     "KDA",
     "S4D",
     "SS2D",
+    "Attention",
+    "AttentionState",
     "Bidirectional",
     "DeltaNet",
     "DeltaState",
     "GatedDeltaNet",
+    "GrowingAttentionState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
