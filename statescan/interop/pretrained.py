@@ -53,7 +53,7 @@ def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | No
         raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
     spec, rename = _understand(config, str(file))
     tensors = {rename(name): tensor for name, tensor in read_weights(folder).items()}
-    model = _assemble(spec, tensors, folder, config.get("quantization", {}) if config.get("format") == "statescan" else {})
+    model = _assemble(spec, tensors, folder, (config.get("quantization") or {}) if config.get("format") == "statescan" else {})
     tokenizer = _read_tokenizer(folder, config, model)
     if tokenizer is not None:
         model.tokenizer = tokenizer

@@ -31,6 +31,7 @@ from statescan.heads import LanguageModel
 from statescan.interop.foreign import tagged_floats
 from statescan.interop.pretrained import MODEL_TYPE, VERSION
 from statescan.interop.weights import some
+from statescan.layers import QuantLinear
 from statescan.spec import Spec
 from statescan.state import State
 from statescan.timeline import Timeline
@@ -44,6 +45,7 @@ def register() -> None:
 
 def wrap(model: LanguageModel) -> StatescanForCausalLM:
     """A model in memory as a transformers model; it shares the weights."""
+    _expect_floats(any(isinstance(module, QuantLinear) for module in model.modules()))
     tokenizer = model.tokenizer
     config = StatescanConfig(
         model=Spec.of(model).to_dict(),
@@ -57,6 +59,12 @@ def wrap(model: LanguageModel) -> StatescanForCausalLM:
     return wrapped.train(model.training)
 
 
+def _expect_floats(quantized: bool) -> None:
+    """transformers would tie, cast and initialise weights that are bytes."""
+    if quantized:
+        raise ValueError("the transformers bridge takes no quantised model: use statescan.from_pretrained, or the model it was made from")
+
+
 class StatescanConfig(PreTrainedConfig):
     """Our config.json: ``model`` is the resolved Spec of the language model."""
 
@@ -65,6 +73,7 @@ class StatescanConfig(PreTrainedConfig):
     version: int = VERSION
     model: dict[str, Any] | None = None
     tokenizer: str | None = None
+    quantization: dict[str, Any] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -184,6 +193,7 @@ class StatescanForCausalLM(PreTrainedModel, GenerationMixin):
     config: StatescanConfig
 
     def __init__(self, config: StatescanConfig) -> None:
+        _expect_floats(bool(config.quantization))
         super().__init__(config)
         self.model = config.spec()
         self.post_init()

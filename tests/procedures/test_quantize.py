@@ -162,6 +162,19 @@ def test_faults_of_a_folder_are_named(tmp_path: Path) -> None:
         ss.export_pretrained(model, tmp_path / "out")
 
 
+def test_the_transformers_bridge_declines(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from statescan.interop import transformers_bridge as bridge
+
+    model = ss.create_model("mamba-tiny")
+    quantize(model, "int8")
+    ss.save_pretrained(model, tmp_path)
+    with pytest.raises(ValueError, match="takes no quantised model"):
+        bridge.wrap(model)
+    with pytest.raises(ValueError, match="takes no quantised model"):
+        bridge.StatescanForCausalLM.from_pretrained(tmp_path)
+
+
 def test_lora_trains_on_a_quantised_base() -> None:
     peft = pytest.importorskip("peft")
     model = ss.create_model("mamba-tiny")
