@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from statescan.protocols import Mixer
 from statescan.testing.compare import TOLERANCE, LawError, expect_close
@@ -60,7 +61,7 @@ def _gradients(module: nn.Module, subject: Subject, rows: range) -> dict[str, Te
     line = full_timeline(subject, 2 * WORLD, 7)
     line = line and line._map(lambda field: field[rows.start : rows.stop])
     y, last = subject.call(module, x, line, None)
-    (sum(t.double().pow(2).sum() for t in (y, *(last or ()))) / len(rows)).backward()  # type: ignore[union-attr]
+    (sum(t.double().pow(2).sum() for t in (y, *pytree.tree_leaves(last)) if t is not None) / len(rows)).backward()  # type: ignore[union-attr]
     found = {"output": y.detach()}
     for name, parameter in module.named_parameters():
         gradient = parameter.grad
