@@ -69,17 +69,17 @@ def sections(options: Options, ready: Prepared) -> Iterator[Section]:
     if options.quick:
         precisions, names, depth, scale = {"float32": 90, "int4": 25}, ("mamba-130m",), ", 4 layers", 0.25
     else:
-        precisions, depth, scale = {"float32": 90, "bfloat16": 80, "int8": 25, "int4": 25}, "", 1.0
+        precisions, depth, scale = {"float32": 100, "bfloat16": 80, "int8": 35, "int4": 35}, "", 1.0
         names = ("mamba-130m", "mamba2-130m", "mamba-370m")
     for name in names:
-        cost = 3 * scale if name == "mamba-370m" else scale
+        cost = 1.7 * scale if name == "mamba-370m" else scale
         get = partial(ready.get, name)
         for precision, seconds in precisions.items():
             title = f"{name}{depth}, {precision}: prefill and decode"
             yield Section(f"models.{name}.{precision}", title, seconds * cost, partial(models.inference, get, precision))
-        if not options.quick:
+        if not options.quick and name == "mamba-130m":
             yield Section(f"models.{name}.start", f"{name}: process start to first token", 40 * cost, partial(models.first_token, get))
-        yield Section(f"models.{name}.training", f"{name}{depth}: training", 180 * scale, partial(models.training, get))
+        yield Section(f"models.{name}.training", f"{name}{depth}: training", 150 * scale, partial(models.training, get))
     yield Section("layers", "One layer of width 256 against the length", 60 * scale, partial(layers.run, options))
     for op in ops.NAMES[:2] if options.quick else ops.NAMES:
         yield Section(f"ops.{op}", op, 40 * scale, partial(ops.run, op, options.quick, lambda: ready.limits))
