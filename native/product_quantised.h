@@ -4,8 +4,8 @@
 // byte i of a group of G holds q + 8 of its weights i (low half) and i + G/2 (high half). Scales are bfloat16.
 //
 // Activations become 16-bit integers, with one step a group and row: 1/32767 of its largest number, so that the error (half a step) lies far
-// below that of the weights and the sum of a group is exact in 32 bits. A lane of W adds up G / W products, each at most 127 * 32767 < 2^22
-// (int4: 15 * 32767, from a start of at most 8 * 32767 a product); with G <= 256 and W >= 4 that is less than 64 * 2^22 = 2^28.
+// below that of the weights and the sum of a group is exact in 32 bits: a lane of W adds up G / W products, each at most 127 * 32767 < 2^22
+// (int4: 15 * 32767); with G <= 256 and W >= 4 that is less than 64 * 2^22 = 2^28.
 #pragma once
 #include "simd.h"
 
@@ -51,104 +51,106 @@ STATESCAN_INLINE vs widen(const char* p) {
 #endif
 }
 
-STATESCAN_INLINE vf scale_of(const char* p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-#if defined(__AVX512BW__)
-    return (vf)_mm512_slli_epi32(_mm512_set1_epi16(static_cast<int16_t>(half)), 16);
-#elif defined(__AVX2__)
-    return (vf)_mm256_slli_epi32(_mm256_set1_epi16(static_cast<int16_t>(half)), 16);
-#else
-    return (vf)(vu{} + (static_cast<uint32_t>(half) << 16));
-#endif
+// The scales of `count` <= W groups; zeros behind them.
+STATESCAN_INLINE vf scales(const char* p, int64_t count) {
+    if (count == W) return from_bf16(p);
+    char rest[2 * W] = {};
+    memcpy(rest, p, static_cast<size_t>(2 * count));
+    return from_bf16(rest);
 }
 
-// The activations of all rows: for each group its G integers, then W sums to start from (int4: what the offset 8 adds, taken off).
+// The activations of all rows: integers, the step of each group, and the sum of each group's integers times -8 (int4: the offset, taken off).
+// Steps and offsets are filled up to whole vectors with zeros.
 struct Activations {
     int16_t* words;
-    float* step;
+    float *step, *offset;
     int64_t row_words, row_steps;
 };
 
 STATESCAN_INLINE int64_t groups(const Matrix& w) { return (w.in + w.group - 1) / w.group; }
-STATESCAN_INLINE int64_t group_words(const Matrix& w) { return w.group + 2 * W; }
-
 // count numbers of one group, at most G; the rest are zeros.
-static inline void encode(const float* x, int64_t count, int64_t group, bool nibbles, int16_t* words, float* step) {
+static inline void encode(const float* x, int64_t count, int64_t group, int16_t* words, float* step, float* offset) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the nearest integer
+    typedef int16_t half __attribute__((vector_size(L)));
     float rest[256];
     if (count < group) {
         memcpy(rest, x, static_cast<size_t>(4 * count));
         memset(rest + count, 0, static_cast<size_t>(4 * (group - count)));
         x = rest;
     }
-    vf top = splat(0), poison = splat(0);
+    vi top = {}, total = {};  // the bits of a number without its sign are in the order of its size, and above them all come infinity and NaN
     for (int64_t k = 0; k < group; k += W) {
-        const vf v = load(x + k);
-        top = max(top, max(v, -v));
-        poison += v * 0.0f;  // NaN where v is not finite: then the step is NaN, and so are the row's outputs
+        const vi bits = (vi)load(x + k) & 0x7fffffff;
+        top = top > bits ? top : bits;
     }
-    float lane[W], largest = 0;
-    store(lane, top);
-    for (int64_t i = 0; i < W; ++i) largest = lane[i] > largest ? lane[i] : largest;
+    int32_t lane[W], most = 0;
+    memcpy(lane, &top, sizeof lane);
+    for (int64_t i = 0; i < W; ++i) most = lane[i] > most ? lane[i] : most;
+    float largest;
+    memcpy(&largest, &most, 4);
     const float inverse = largest > 1e-30f ? 32767.0f / largest : 0.0f;
-    *step = largest / 32767.0f + sum(poison);
-    vi start = {};
+    *step = most < 0x7f800000 ? largest / 32767.0f : __builtin_nanf("");  // then all of the row's outputs are NaN
     for (int64_t k = 0; k < group; k += W) {
-        typedef int16_t half __attribute__((vector_size(L)));
         const vi v = (vi)(load(x + k) * inverse + kShift) - (vi)splat(kShift);
         const half h = __builtin_convertvector(v, half);
         memcpy(words + k, &h, sizeof h);
-        start -= v;
+        total += v;
     }
-    start *= nibbles ? 8 : 0;
-    memcpy(words + group, &start, sizeof start);
+    *offset = -8.0f * sum(__builtin_convertvector(total, vf));
 }
 
 // O outputs of R rows: a weight is read and widened once for all of the rows. Sums of a group are exact, and groups are added in order: a
 // row has the same bits in any batch.
 template <bool nibbles, int G, int O, int R>
 void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, float* y, int64_t y_stride) {
-    constexpr int64_t bytes = nibbles ? G / 2 : G, size = G + 2 * W;
+    constexpr int64_t bytes = nibbles ? G / 2 : G;
     const int64_t count = groups(w), row = count * bytes;
     const char *q = w.weight.at(o), *scale = w.scale.at(o);
     const int16_t* words = a.words + r * a.row_words;
-    const float* step = a.step + r * a.row_steps;
     vf total[O][R] = {};
-    for (int64_t g = 0; g < count; ++g, q += bytes, words += size, scale += 2) {
-        vi part[O][R];
+    for (int64_t first = 0; first < count; first += W, scale += 2 * W) {
+        const int64_t some = least(W, count - first);
+        float factor[O][R][W];
 #pragma GCC unroll 2
         for (int j = 0; j < O; ++j) {
-#pragma GCC unroll 2
-            for (int i = 0; i < R; ++i) part[j][i] = nibbles ? (vi)load_words(words + i * a.row_words + G) : vi{};
-            // The outputs that come next: the hardware does not look beyond a page.
-            for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + (O + j) * row + 64 * i);
-        }
-#pragma GCC unroll 16
-        for (int64_t k = 0; k < bytes; k += L) {
-            vs low[O], high[O];
-#pragma GCC unroll 2
-            for (int j = 0; j < O; ++j) {
-                const vs v = widen<nibbles>(q + j * row + k);
-                low[j] = nibbles ? v & 15 : v;
-                high[j] = v >> 4;
-            }
+            const vf s = scales(scale + 2 * j * count, some);
 #pragma GCC unroll 2
             for (int i = 0; i < R; ++i) {
-                const vs x = load_words(words + i * a.row_words + k);
-#pragma GCC unroll 2
-                for (int j = 0; j < O; ++j) part[j][i] += madd(low[j], x);
-                if (!nibbles) continue;
-                const vs z = load_words(words + i * a.row_words + k + bytes);
-#pragma GCC unroll 2
-                for (int j = 0; j < O; ++j) part[j][i] += madd(high[j], z);
+                const int64_t at = (r + i) * a.row_steps + first;
+                const vf f = s * load(a.step + at);
+                store(factor[j][i], f);
+                if (nibbles) total[j][i] += f * load(a.offset + at);
             }
         }
+        for (int64_t g = 0; g < some; ++g, q += bytes, words += G) {
+            vi part[O][R] = {};
 #pragma GCC unroll 2
-        for (int j = 0; j < O; ++j) {
-            const vf s = scale_of(scale + 2 * j * count);
+            for (int j = 0; j < O; ++j)  // the outputs that come next: the hardware does not look beyond a page
+                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + (O + j) * row + 64 * i);
+#pragma GCC unroll 16
+            for (int64_t k = 0; k < bytes; k += L) {
+                vs low[O], high[O];
 #pragma GCC unroll 2
-            for (int i = 0; i < R; ++i) total[j][i] += __builtin_convertvector(part[j][i], vf) * (s * step[i * a.row_steps + g]);
+                for (int j = 0; j < O; ++j) {
+                    const vs v = widen<nibbles>(q + j * row + k);
+                    low[j] = nibbles ? v & 15 : v;
+                    high[j] = v >> 4;
+                }
+#pragma GCC unroll 2
+                for (int i = 0; i < R; ++i) {
+                    const vs x = load_words(words + i * a.row_words + k);
+#pragma GCC unroll 2
+                    for (int j = 0; j < O; ++j) part[j][i] += madd(low[j], x);
+                    if (!nibbles) continue;
+                    const vs z = load_words(words + i * a.row_words + k + bytes);
+#pragma GCC unroll 2
+                    for (int j = 0; j < O; ++j) part[j][i] += madd(high[j], z);
+                }
+            }
+#pragma GCC unroll 2
+            for (int j = 0; j < O; ++j)
+#pragma GCC unroll 2
+                for (int i = 0; i < R; ++i) total[j][i] += __builtin_convertvector(part[j][i], vf) * factor[j][i][g];
         }
     }
     for (int j = 0; j < O; ++j)
@@ -179,20 +181,26 @@ void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first,
 }  // namespace quantised
 
 static inline int64_t product_quantised_scratch(const Matrix& w, int64_t rows) {
-    return ceil_to(2 * rows * quantised::groups(w) * quantised::group_words(w), 64) + ceil_to(4 * rows * quantised::groups(w), 64);
+    const int64_t count = quantised::groups(w);
+    return ceil_to(2 * rows * count * w.group, 64) + 2 * ceil_to(4 * rows * ceil_to(count, W), 64);
 }
 
 // As product(), for a weight of type kInt8 or kInt4.
 static inline void product_quantised(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y,
                                      int64_t y_stride, Arena& arena) {
     using namespace quantised;
-    const int64_t count = groups(w), size = group_words(w);
+    const int64_t count = groups(w), steps = ceil_to(count, W);
     const bool nibbles = w.weight.type == kInt4;
-    Activations a{reinterpret_cast<int16_t*>(arena.floats(rows * count * size / 2)), arena.floats(rows * count), count * size, count};
-    for (int64_t r = 0; r < rows; ++r)
+    Activations a{reinterpret_cast<int16_t*>(arena.floats(rows * count * w.group / 2)), arena.floats(rows * steps), arena.floats(rows * steps),
+                  count * w.group, steps};
+    for (int64_t r = 0; r < rows; ++r) {
+        float *step = a.step + r * steps, *offset = a.offset + r * steps;
         for (int64_t g = 0; g < count; ++g)
-            encode(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, nibbles,
-                   a.words + r * a.row_words + g * size, a.step + r * a.row_steps + g);
+            encode(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, a.words + r * a.row_words + g * w.group,
+                   step + g, offset + g);
+        zero(step + count, steps - count);
+        zero(offset + count, steps - count);
+    }
     if (nibbles) outputs<true>(w, a, rows, first, last, y, y_stride);
     else outputs<false>(w, a, rows, first, last, y, y_stride);
 }
