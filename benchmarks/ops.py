@@ -110,9 +110,7 @@ def _mambapy(**inputs: Tensor) -> Tensor:
 
 def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, Tensor], expected: Tensor, machine: Machine) -> Row:
     with torch.no_grad():
-        before = peak_memory(reset=True)
-        y = way(**inputs)
-        forward_peak = peak_memory()
+        y, forward_memory = grown(lambda: way(**inputs))
         error = float((y[:, :CHECKED].to(expected.dtype) - expected).abs().max() / expected.abs().max())
     tolerance = ss.ops.dispatch.ops[op].tolerance[torch.float32]
     if not error <= tolerance:
@@ -130,11 +128,10 @@ def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, 
         torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
 
     calls = {"forward": timed(forward)}
-    both_peak = None
+    both_memory = None
     if case.sizes["L"] < LONGEST:
-        peak_memory(reset=True)
-        both()
-        both_peak = peak_memory()
+        both()  # the first backward of a process imports things
+        _, both_memory = grown(both)
         calls["both"] = timed(both)
     timings = interleaved(calls, 3 if case.sizes["L"] >= LONG else 5)
     one, two = timings["forward"], timings.get("both")
@@ -150,8 +147,12 @@ def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, 
     }
     if isinstance(two, Timing):
         row |= {"with backward, ms": two.median * 1e3, "backward / forward": two.median / one.median - 1}
-    if before is not None and forward_peak is not None:
-        row["forward, MiB"] = forward_peak - before
-    if before is not None and both_peak is not None:
-        row["with backward, MiB"] = both_peak - before
-    return row
+    return row | {"forward, MiB": forward_memory, "with backward, MiB": both_memory}
+
+
+def grown(call: Callable[[], Any]) -> tuple[Any, float | None]:
+    """The result, and by how many MiB the process grew at its peak."""
+    before = peak_memory(reset=True)
+    result = call()
+    after = peak_memory()
+    return result, None if before is None or after is None else after - before

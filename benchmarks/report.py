@@ -57,14 +57,13 @@ def headline(results: dict[str, Any]) -> list[Row]:
             line["statescan"] = f"{number(ours[unit])} {'s' if unit == 'seconds' else 'tok/s'}"
             line["of the limit"] = ours.get("of the limit")
             for peer in ("transformers", "llama.cpp"):
-                theirs = everyone.get(peer, {})
-                if unit in theirs:
-                    ratio = theirs[unit] / ours[unit] if unit == "seconds" else ours[unit] / theirs[unit]
-                    line[peer] = number(theirs[unit])
-                    line[f"x {peer}"] = ratio
-            peak, theirs = ours.get("peak memory, MiB"), everyone.get("transformers", {}).get("peak memory, MiB")
-            if peak and theirs:
-                line["share of transformers' memory"] = peak / theirs
+                speed = everyone.get(peer, {}).get(unit)
+                if speed is not None:
+                    line[peer] = number(speed)
+                    line[f"x {peer}"] = speed / ours[unit] if unit == "seconds" else ours[unit] / speed
+            peak, other = ours.get("peak memory, MiB"), everyone.get("transformers", {}).get("peak memory, MiB")
+            if peak and other:
+                line["share of transformers' memory"] = peak / other
             rows.append(line)
     return rows
 

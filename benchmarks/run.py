@@ -67,7 +67,8 @@ class Prepared:
 def sections(options: Options, ready: Prepared) -> Iterator[Section]:
     """Everything there is, in the order in which it runs."""
     if options.quick:
-        precisions, names, depth, scale = {"float32": 90, "int4": 25}, ("mamba-130m",), ", 4 layers", 0.25
+        precisions, depth, scale = {"float32": 90, "int4": 25}, ", 4 layers", 0.25
+        names: tuple[str, ...] = ("mamba-130m",)
     else:
         precisions, depth, scale = {"float32": 100, "bfloat16": 80, "int8": 35, "int4": 35}, "", 1.0
         names = ("mamba-130m", "mamba2-130m", "mamba-370m")

@@ -6,6 +6,8 @@ Only the standard library is imported: the llama.cpp peer lives in an environmen
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -17,6 +19,8 @@ def peak_memory(reset: bool = False) -> float | None:
     """The largest resident size of this process since the last reset, in MiB; None where the kernel does not say."""
     try:
         if reset:
+            with contextlib.suppress(AttributeError):  # glibc keeps what was freed; others need not be told
+                ctypes.CDLL(None).malloc_trim(0)
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")
         with open("/proc/self/status", encoding="utf-8") as file:  # getrusage would report the parent's peak: it survives exec

@@ -21,9 +21,9 @@ class Statescan(TorchModel):
 
     def __init__(self, folder: str, precision: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        if precision in ("int8", "int4"):
+        if precision == "int8" or precision == "int4":
             self.model = ss.from_pretrained(folder)
-            ss.quantize(self.model, precision)
+            ss.quantize(self.model, precision)  # type: ignore[arg-type]
         else:
             self.model = ss.from_pretrained(folder, dtype=dtype_of(precision))
         self.vocabulary = self.model.vocab_size
