@@ -6,48 +6,44 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
-// V vectors of channels through all states at one position.
+// V vectors of channels from `lane` on through all states at one position.
 template <int V, bool inside>
-STATESCAN_INLINE void states(const float* __restrict A, float* __restrict h, const float* __restrict B, const float* __restrict C,
-                             int64_t n, const vf* d, const vf* u, vf* y) {
+STATESCAN_INLINE void states(const ScanMemory& s, const ScanRow& row, int64_t n, int64_t lane) {
+    const float* __restrict A = s.A + lane;
+    float* __restrict h = s.h + lane;
+    vf d[V], u[V], y[V];
+    for (int v = 0; v < V; ++v) {
+        d[v] = load(row.d + lane + v * W);
+        u[v] = load(row.u + lane + v * W);
+        y[v] = load(row.y + lane + v * W);
+    }
     for (int64_t k = 0; k < n; ++k, A += R, h += R)
         for (int v = 0; v < V; ++v) {
             const vf t = d[v] * load(A + v * W);
-            const vf moved = (inside ? exp2_inside(t) : exp2(t)) * load(h + v * W) + u[v] * B[k];
+            const vf moved = (inside ? exp2_inside(t) : exp2(t)) * load(h + v * W) + u[v] * row.B[k];
             store(h + v * W, moved);
-            y[v] += moved * C[k];
+            y[v] += moved * row.C[k];
         }
+    for (int v = 0; v < V; ++v) store(row.y + lane + v * W, y[v]);
 }
 
-template <int V>
-STATESCAN_INLINE void advance(const ScanMemory& s, const ScanRow& row, int64_t n, int64_t lane) {
-    vf d[V], u[V], y[V];
-    bool inside = true;
-    for (int v = 0; v < V; ++v) {
-        const int64_t i = lane + v * W;
-        d[v] = load(row.d + i);
-        u[v] = load(row.u + i);
-        y[v] = load(row.y + i);
-        inside = inside && all(abs(d[v]) * load(s.steepest + i) < splat(126.0f));
-    }
-    if (inside) states<V, true>(s.A + lane, s.h + lane, row.B, row.C, n, d, u, y);
-    else states<V, false>(s.A + lane, s.h + lane, row.B, row.C, n, d, u, y);
-    for (int v = 0; v < V; ++v) store(row.y + lane + v * W, y[v]);
+template <bool inside>
+void advance(const ScanMemory& s, const ScanRow& row, int64_t n, int64_t lanes) {
+    int64_t lane = 0;
+    for (; lane + 2 * W <= lanes; lane += 2 * W) states<2, inside>(s, row, n, lane);
+    if (lane < lanes) states<1, inside>(s, row, n, lane);
 }
 
 void output(const SelectiveScan& a, const ScanTile& tile, int64_t t, float* y, float* scratch) {
     if (a.z) {
         const char* z_row = a.z.at(tile.b, t, tile.e);
-        prefetch_row(a.z, z_row, tile.width);
         load_row(z_row, a.z.type, tile.width, scratch);
         for (int64_t i = 0; i < tile.vectors * W; i += W) {
             const vf z = load(scratch + i);
             store(y + i, load(y + i) * z * sigmoid(z));
         }
     }
-    char* to = a.y.at(tile.b, t, tile.e);
-    prefetch_row<1>(a.y, to, tile.width);
-    store_row(to, a.y.type, tile.width, y);
+    store_row(a.y.at(tile.b, t, tile.e), a.y.type, tile.width, y);
 }
 
 void no_output(const SelectiveScan& a, const ScanTile& tile, int64_t t) {
@@ -124,14 +120,16 @@ void run(const void* context, int64_t index, char* scratch) {
         if (a.chunks && t % T == 0)
             for (int64_t i = 0; i < n; ++i) memcpy(a.chunks.f(tile.b, t / T, i, tile.e), s.h + i * R, static_cast<size_t>(tile.width * 4));
         if (a.line.resets(tile.b, t)) memcpy(s.h, s.origin, static_cast<size_t>(n * R * 4));
+        if (t % kTouch == 0) {
+            const View* const views[] = {&a.x, &a.delta, &a.z, &a.y};
+            for (const View* v : views) touch_rows(*v, tile.b, t, least(a.length, t + kTouch), tile.e, tile.width);
+        }
         if (!a.line.exists(tile.b, t)) {
             no_output(a, tile, t);
             continue;
         }
-        scan_row(a, tile, s, t, row);
-        int64_t lane = 0;
-        for (; lane + 2 * W <= lanes; lane += 2 * W) advance<2>(s, row, n, lane);
-        if (lane < lanes) advance<1>(s, row, n, lane);
+        if (scan_row(a, tile, s, t, row)) advance<true>(s, row, n, lanes);
+        else advance<false>(s, row, n, lanes);
         output(a, tile, t, row.y, row.x);
     }
     scatter_state(a.last, tile, n, s.h);

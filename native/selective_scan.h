@@ -93,25 +93,26 @@ static inline void scan_memory(const SelectiveScan& a, const ScanTile& tile, Sca
     }
 }
 
-// Reads the inputs of an existing position.
-static inline void scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row) {
+// Reads the inputs of an existing position. Whether every exponent lies where exp2_inside() holds.
+static inline bool scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row) {
     load_row(a.B.at(tile.b, t, tile.g), a.B.type, a.n, row.B);
     load_row(a.C.at(tile.b, t, tile.g), a.C.type, a.n, row.C);
     const char *x = a.x.at(tile.b, t, tile.e), *delta = a.delta.at(tile.b, t, tile.e);
-    prefetch_row(a.x, x, tile.width);
-    prefetch_row(a.delta, delta, tile.width);
     load_row(x, a.x.type, tile.width, row.x);
     load_row(delta, a.delta.type, tile.width, row.d);
     const float interval = a.line.time(tile.b, t);
+    vi inside = vi{} - 1;
     for (int64_t i = 0; i < tile.vectors * W; i += W) {
         vf step = load(row.d + i) + load(s.bias + i);
         if (a.softplus) step = softplus(step);
         step = step * interval;
         const vf x_i = load(row.x + i);
+        inside &= abs(step) * load(s.steepest + i) < splat(126.0f);
         store(row.d + i, step);
         store(row.u + i, step * x_i);
         store(row.y + i, load(s.D + i) * x_i);
     }
+    return all(inside);
 }
 
 }  // namespace STATESCAN_ISA

@@ -155,6 +155,10 @@ void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& 
     const int64_t n = f.n, lanes = tile.vectors * W;
     for (int64_t i = 0; i < lanes; i += W) inside[i / W] = true;
     for (int64_t t = 0; t < count; ++t) {
+        if (t % kTouch == 0) {
+            const View* const views[] = {&f.x, &f.delta, &f.z, &a.gy};
+            for (const View* v : views) touch_rows(*v, tile.b, t0 + t, t0 + least(count, t + kTouch), tile.e, tile.width);
+        }
         if (!f.line.exists(tile.b, t0 + t)) {
             float* const columns[] = {g.d, g.u, g.y, g.gy};
             for (float* column : columns)
@@ -167,11 +171,9 @@ void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& 
         memcpy(g.B + t * n, row.B, static_cast<size_t>(n * 4));
         memcpy(g.C + t * n, row.C, static_cast<size_t>(n * 4));
         const char* gy_row = a.gy.at(tile.b, t0 + t, tile.e);
-        prefetch_row(a.gy, gy_row, tile.width);
         load_row(gy_row, a.gy.type, tile.width, row.x);
         if (f.z) {
             const char* z_row = f.z.at(tile.b, t0 + t, tile.e);
-            prefetch_row(f.z, z_row, tile.width);
             load_row(z_row, f.z.type, tile.width, g.out);
         }
         for (int64_t i = 0; i < lanes; i += W) {

@@ -162,6 +162,18 @@ static inline void prefetch_row(const View& v, const char* row, int64_t count, i
     for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i, for_writing, 2);
 }
 
+// Brings rows [first, last) near: `count` numbers from element e on. Rows lie a page or more apart, where the hardware does not look
+// ahead, and prefetch instructions gained nothing in the scans; loads side by side wait for memory once instead of once a row.
+constexpr int64_t kTouch = 8;  // rows at a time
+static inline void touch_rows(const View& v, int64_t b, int64_t first, int64_t last, int64_t e, int64_t count) {
+    if (!v) return;
+    const int64_t bytes = count * v.bytes();
+    for (int64_t t = first; t < last; ++t) {
+        const volatile char* row = v.at(b, t, e);
+        for (int64_t i = 0; i < bytes; i += 64) (void)row[i];
+    }
+}
+
 static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count * 4)); }
 static inline int64_t ceil_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
