@@ -20,6 +20,7 @@ from statescan.ops.selective_scan import cases as scan_cases
 triton_interpreter.hasten()
 scan_triton = import_module("statescan.ops.selective_scan.triton")
 scan_triton.CHUNK = 8  # several chunks in a few positions
+import_module("statescan.ops.causal_conv1d.triton").BE = 16  # several tiles in a few channels
 
 F, BF = torch.float32, torch.bfloat16
 PLAIN = ("D", "z", "bias", "softplus", "state")

@@ -68,7 +68,7 @@ def _tables(x: Tensor, taps: int, reset: Tensor | None, mask: Tensor | None) -> 
 
 
 def _grid(length: int, width: int, batch: int) -> tuple[int, int, int]:
-    return -(-width // BE), -(-length // BT), batch
+    return -(-length // BT), -(-width // BE), batch
 
 
 def _last(x: Tensor, state: Tensor, tables: _Tables | None) -> Tensor:
@@ -112,7 +112,7 @@ def _backward(
     tables = _tables(x, taps, reset, mask)
     grid = _grid(length, width, batch)
     ungated = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    part = torch.empty((batch, grid[1], taps + 1, width), dtype=torch.float32, device=x.device)
+    part = torch.empty((batch, grid[0], taps + 1, width), dtype=torch.float32, device=x.device)
     gx, gstate = (torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (x, state))
     with triton_gate.on(x):
         triton_kernels.before_activation[grid](

@@ -34,8 +34,8 @@ def load_row(x, state, at, row, length, width, stride_row, stride_t, e, inside, 
 @triton.jit
 def tile_of(length, width, BT: tl.constexpr, BE: tl.constexpr):
     """Row, positions, channels of a program, and which of them are there."""
-    e = tl.program_id(0) * BE + tl.arange(0, BE)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # wide: times a stride it passes 2^31 in a long sequence
+    e = tl.program_id(1) * BE + tl.arange(0, BE)
     return tl.program_id(2).to(tl.int64), t, t < length, e, e < width
 
 
@@ -85,7 +85,7 @@ def before_activation(
         s = 1.0 / (1.0 + tl.exp(-total))
         grad *= s * (1.0 + total * (1.0 - s))
     tl.store(ungated + spot, grad, mask=has_t[:, None] & has_e[None, :])
-    own = part + (row * tl.num_programs(1) + tl.program_id(1)) * (K + 1) * width + e
+    own = part + (row * tl.num_programs(0) + tl.program_id(0)) * (K + 1) * width + e
     for j in tl.static_range(K):
         at = row_of(source, t, row, length, j, inside, K)
         met = load_row(x, state, at, row, length, width, stride_row, stride_t, e, has_e, K)

@@ -85,8 +85,9 @@ def place(given, item, CHUNK: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr):
     has_channel, has_states = inside < members, states < given.n
     tile = channel[:, None] * given.n + states[None, :]
     row = (item // (chunks * blocks)).to(tl.int64)
+    chunk = (item % chunks).to(tl.int64)  # so positions are wide too: times a stride they pass 2^31 in a long sequence
     has_tile = has_channel[:, None] & has_states[None, :]
-    return Place(row, block, blocks, block // per_group, item % chunks, chunks, channel, has_channel, tile, has_tile, states, has_states)
+    return Place(row, block, blocks, block // per_group, chunk, chunks, channel, has_channel, tile, has_tile, states, has_states)
 
 
 @triton.jit
