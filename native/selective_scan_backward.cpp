@@ -205,6 +205,10 @@ void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, const Sca
     const int64_t b = tile.b, lanes = tile.vectors * W;
     for (int64_t t = 0; t < count; ++t) {
         const int64_t now = t0 + t;
+        if (t % kTouch == 0) {
+            const View* const views[] = {&a.gx, &a.gdelta, &a.gz};
+            for (const View* v : views) touch_rows(*v, b, now, t0 + least(count, t + kTouch), tile.e, tile.width);
+        }
         if (!f.line.exists(b, now)) {
             no_gradients(a, tile, now);
             continue;
