@@ -1,4 +1,5 @@
-"""Maths on tensors; owns no parameters. One folder an op: signature and checks, ``reference``, ``portable``, ``native``, ``cases``."""
+"""Maths on tensors; owns no parameters. One folder an op: signature and checks, ``cases``, and the
+implementations: ``reference``, ``portable``, ``native`` (C++), ``triton``, ``wrapped`` (other projects')."""
 
 from statescan.ops.causal_conv1d import causal_conv1d
 from statescan.ops.delta_rule import delta_rule
