@@ -10,6 +10,7 @@ from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.retnet import RetentionState, RetNet
 from statescan.mixers.rwkv7 import RWKV7ChannelMix, RWKV7State, RWKV7TimeMix
 from statescan.mixers.s4d import S4D, S4DState
 from statescan.mixers.ss2d import SS2D
@@ -35,5 +36,7 @@ __all__ = [
     "RWKV7ChannelMix",
     "RWKV7State",
     "RWKV7TimeMix",
+    "RetNet",
+    "RetentionState",
     "S4DState",
 ]
