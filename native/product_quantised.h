@@ -14,6 +14,7 @@ namespace STATESCAN_ISA {
 namespace quantised {
 
 constexpr int64_t L = 2 * W;  // 16-bit lanes
+constexpr int64_t kAhead = 2048;  // bytes: outputs lie one behind the other, but the hardware does not look beyond a page
 typedef int16_t vs __attribute__((vector_size(L * 2)));
 typedef int8_t vb __attribute__((vector_size(L)));
 typedef uint8_t vub __attribute__((vector_size(L)));
@@ -125,8 +126,8 @@ void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, float* y,
         for (int64_t g = 0; g < some; ++g, q += bytes, words += G) {
             vi part[O][R] = {};
 #pragma GCC unroll 2
-            for (int j = 0; j < O; ++j)  // the outputs that come next: the hardware does not look beyond a page
-                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + (O + j) * row + 64 * i);
+            for (int j = 0; j < O; ++j)
+                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + j * row + kAhead + 64 * i);
 #pragma GCC unroll 16
             for (int64_t k = 0; k < bytes; k += L) {
                 vs low[O], high[O];
@@ -157,18 +158,17 @@ void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, float* y,
         for (int i = 0; i < R; ++i) y[(r + i) * y_stride + o + j] = sum(total[j][i]) + (w.bias ? *w.bias.f(o + j) : 0.0f);
 }
 
-template <bool nibbles, int G, int R>
-void block(const Matrix& w, const Activations& a, int64_t r, int64_t first, int64_t last, float* y, int64_t y_stride) {
-    int64_t o = first;
-    for (; o + 2 <= last; o += 2) dots<nibbles, G, 2, R>(w, a, r, o, y, y_stride);
-    for (; o < last; ++o) dots<nibbles, G, 1, R>(w, a, r, o, y, y_stride);
-}
-
 template <bool nibbles, int G>
 void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
     int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) block<nibbles, G, 2>(w, a, r, first, last, y, y_stride);
-    for (; r < rows; ++r) block<nibbles, G, 1>(w, a, r, first, last, y, y_stride);
+    for (; r + 2 <= rows; r += 2) {
+        int64_t o = first;
+        for (; o + 2 <= last; o += 2) dots<nibbles, G, 2, 2>(w, a, r, o, y, y_stride);
+        for (; o < last; ++o) dots<nibbles, G, 1, 2>(w, a, r, o, y, y_stride);
+    }
+    if (r == rows) return;
+    // One row waits for memory, which serves one stream faster than two.
+    for (int64_t o = first; o < last; ++o) dots<nibbles, G, 1, 1>(w, a, r, o, y, y_stride);
 }
 
 template <bool nibbles>
