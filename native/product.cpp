@@ -22,14 +22,14 @@ STATESCAN_INLINE float weight(const char* row, int64_t k) {
     return value;
 }
 
-// O outputs of R rows: O * R sums stay in registers, and a weight is read once for all of the rows. `fetch`: ask for the rows that come
-// next, because a row is too short for the hardware to look ahead.
-template <int type, int O, int R, bool fetch>
-void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y, int64_t y_stride) {
+// O outputs of R rows: O * R sums stay in registers. A weight's row is too short for the hardware to look ahead, so here we ask for the rows
+// that come next: block `part` of `parts` blocks of activations asks for its share of them, so that memory is busy all the while.
+template <int type, int O, int R>
+void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y, int64_t y_stride, int64_t part, int64_t parts) {
     constexpr int64_t size = type == kFloat ? 4 : 2, line = 64 / size;
     const char* row[O];
     for (int i = 0; i < O; ++i) row[i] = w.weight.at(o + i);
-    const int64_t ahead = O * w.weight.stride[0] * size;
+    const int64_t ahead = (O * w.weight.stride[0] + w.in * part / parts) * size, pace = 64 / parts;
     vf sums[O][R] = {};
     const auto step = [&](int64_t k) {
         vf v[O];
@@ -41,7 +41,7 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
     };
     int64_t k = 0;
     for (; k + line <= w.in; k += line) {
-        if (fetch) for (int i = 0; i < O; ++i) __builtin_prefetch(row[i] + ahead + k * size);
+        for (int i = 0; i < O; ++i) __builtin_prefetch(row[i] + ahead + k / line * pace);
         for (int64_t j = 0; j < line; j += W) step(k + j);
     }
     for (; k + W <= w.in; k += W) step(k);
@@ -55,13 +55,11 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
 
 template <int type, int O>
 void outputs(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t o, float* y, int64_t y_stride) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) {
-        if (r == 0) dots<type, O, 4, true>(w, x, x_stride, o, y, y_stride);
-        else dots<type, O, 4, false>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
-    }
-    for (; r + 2 <= rows; r += 2) dots<type, O, 2, true>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
-    for (; r < rows; ++r) dots<type, O, 1, true>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride);
+    const int64_t parts = rows / 4 + rows % 4 / 2 + rows % 2;
+    int64_t r = 0, part = 0;
+    for (; r + 4 <= rows; r += 4) dots<type, O, 4>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride, part++, parts);
+    for (; r + 2 <= rows; r += 2) dots<type, O, 2>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride, part++, parts);
+    for (; r < rows; ++r) dots<type, O, 1>(w, x + r * x_stride, x_stride, o, y + r * y_stride, y_stride, part++, parts);
 }
 
 template <int type>
@@ -76,8 +74,8 @@ void floats(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int
 }  // namespace
 
 void product(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride,
-             Arena& arena) {
-    if (w.weight.type == kInt8 || w.weight.type == kInt4) product_quantised(w, x, x_stride, rows, first, last, y, y_stride, arena);
+             Arena& arena, bool again) {
+    if (w.weight.type == kInt8 || w.weight.type == kInt4) product_quantised(w, x, x_stride, rows, first, last, y, y_stride, arena, again);
     else if (w.weight.type == kFloat) floats<kFloat>(w, x, x_stride, rows, first, last, y, y_stride);
     else floats<kBFloat16>(w, x, x_stride, rows, first, last, y, y_stride);
 }
@@ -92,7 +90,7 @@ void run(const void* context, int64_t index, char* scratch) {
     const Product& a = *static_cast<const Product*>(context);
     Arena arena{scratch};
     const int64_t first = index * product_tile(a.matrix), last = least(a.matrix.out, first + product_tile(a.matrix));
-    product(a.matrix, a.x.f(0), a.x.stride[0], a.rows, first, last, a.y.f(0), a.y.stride[0], arena);
+    product(a.matrix, a.x.f(0), a.x.stride[0], a.rows, first, last, a.y.f(0), a.y.stride[0], arena, false);
 }
 
 }  // namespace

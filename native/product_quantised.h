@@ -187,13 +187,13 @@ static inline int64_t product_quantised_scratch(const Matrix& w, int64_t rows) {
 
 // As product(), for a weight of type kInt8 or kInt4.
 static inline void product_quantised(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y,
-                                     int64_t y_stride, Arena& arena) {
+                                     int64_t y_stride, Arena& arena, bool again) {
     using namespace quantised;
     const int64_t count = groups(w), steps = ceil_to(count, W);
     const bool nibbles = w.weight.type == kInt4;
     Activations a{reinterpret_cast<int16_t*>(arena.floats(rows * count * w.group / 2)), arena.floats(rows * steps), arena.floats(rows * steps),
                   count * w.group, steps};
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < rows && !again; ++r) {
         float *step = a.step + r * steps, *offset = a.offset + r * steps;
         for (int64_t g = 0; g < count; ++g)
             encode(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, a.words + r * a.row_words + g * w.group,

@@ -121,23 +121,23 @@ void gated_norm(const Instruction& i, float* row) {
     if (i.gate_last) gate(target, z, i.width);
 }
 
-void linear(const ProgramRun& run, const Instruction& i, int64_t tile, Arena& arena) {
+void linear(const ProgramRun& run, const Instruction& i, int64_t tile, Arena& arena, bool again) {
     const Matrix& w = i.matrix;
     const int64_t size = product_tile(w), first = tile * size, last = least(w.out, first + size), stride = run.program.stride;
     const float* x = run.workspace + i.source;
     float* y = i.target == kOutput ? run.output : run.workspace + i.target;
     const int64_t y_stride = i.target == kOutput ? run.output_stride : stride;
     if (!i.add) {
-        product(w, x, stride, run.rows, first, last, y, y_stride, arena);
+        product(w, x, stride, run.rows, first, last, y, y_stride, arena, again);
         return;
     }
     float* part = arena.floats(run.rows * size);
-    product(w, x, stride, run.rows, first, last, part - first, size, arena);
+    product(w, x, stride, run.rows, first, last, part - first, size, arena, again);
     for (int64_t r = 0; r < run.rows; ++r)
         for (int64_t o = first; o < last; ++o) y[r * y_stride + o] += part[r * size + o - first];
 }
 
-void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* scratch) {
+void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* scratch, bool again) {
     float* row = run.workspace + tile * run.program.stride;  // for what has a tile a row
     Arena arena{scratch};
     switch (i.kind) {
@@ -157,7 +157,7 @@ void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* sc
         case Instruction::kGatedUnit:
             memcpy(row + i.target, row + i.source, static_cast<size_t>(4 * i.width));
             return gate(row + i.target, row + i.other, i.width);
-        case Instruction::kLinear: return linear(run, i, tile, arena);
+        case Instruction::kLinear: return linear(run, i, tile, arena, again);
         case Instruction::kConv: {
             const CausalConv a = located(run, run.program.convs[i.index]);
             return causal_conv1d_work(a).fn(&a, tile, scratch);
@@ -182,7 +182,7 @@ struct Shared {
 void work(const void* context, int64_t, char* scratch) {
     const Shared& shared = *static_cast<const Shared*>(context);
     const ProgramRun& run = *shared.run;
-    int64_t i = 0, begin = 0, end = extent(run, run.program.instructions[0]).tiles;
+    int64_t i = 0, previous = -1, begin = 0, end = extent(run, run.program.instructions[0]).tiles;
     for (;;) {
         const int64_t ticket = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
         while (ticket >= end) {
@@ -191,7 +191,8 @@ void work(const void* context, int64_t, char* scratch) {
             end += extent(run, run.program.instructions[i]).tiles;
         }
         wait_for(&shared.done, begin);
-        execute(run, run.program.instructions[i], ticket - begin, scratch);
+        execute(run, run.program.instructions[i], ticket - begin, scratch, i == previous);
+        previous = i;
         __atomic_fetch_add(&shared.done, 1, __ATOMIC_RELEASE);
     }
 }

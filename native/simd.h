@@ -178,12 +178,23 @@ static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size
 static inline int64_t ceil_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline float sum(vf v) {  // lanes in order of a fixed tree
+static inline float sum(vf v) {  // upper half of the lanes onto the lower, until one is left
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    const __m256 half = (__m256)v;
+#endif
+    __m128 part = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    part = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(part, _mm_movehdup_ps(part)));
+#else
     float lane[W];
     store(lane, v);
     for (int64_t half = W / 2; half >= 1; half /= 2)
         for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
     return lane[0];
+#endif
 }
 
 // Hands out pieces of a thread's scratch.
