@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.backbones import FlatBackbone, FlatState
+from statescan.heads.cross_entropy import cross_entropy
 from statescan.layers import QuantLinear
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats over targets that are not negative (-100 marks what is not predicted)."""
-        return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten().masked_fill(targets.flatten() < 0, -100), ignore_index=-100)
+        return cross_entropy(logits, targets)
 
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Optimiser groups: dynamics, norms and biases without weight decay."""
