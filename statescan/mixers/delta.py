@@ -54,7 +54,7 @@ class DeltaMixer(CausalMixer):
         )  # fmt: skip
         if value_heads % key_heads:
             raise ValueError(f"the heads of the keys must divide those of the values; got {key_heads} and {value_heads}")
-        self.d_model, self.writes, self.conv_size = d_model, writes, conv_size
+        self.d_model, self.num_writes, self.conv_size = d_model, writes, conv_size
         self.key_shape, self.value_shape = (key_heads, key_width), (value_heads, value_width)
         keys, values = key_heads * key_width, value_heads * value_width
         self.q_proj = nn.Linear(d_model, keys, bias=False)
@@ -91,8 +91,8 @@ class DeltaMixer(CausalMixer):
         v, v_tail = self.v_conv1d(self.v_proj(x), timeline, state=None if state is None else state.v)
         beta, log_decay = self.rates(x)
         y, s = delta_rule(
-            unit(q.unflatten(-1, self.key_shape)), unit(k.unflatten(-1, (self.writes, *self.key_shape))),
-            v.unflatten(-1, (self.writes, *self.value_shape)), beta, log_decay,
+            unit(q.unflatten(-1, self.key_shape)), unit(k.unflatten(-1, (self.num_writes, *self.key_shape))),
+            v.unflatten(-1, (self.num_writes, *self.value_shape)), beta, log_decay,
             state=None if state is None else state.s, timeline=timeline, return_state=True,
         )  # fmt: skip
         y, gate = self.o_norm(y).flatten(-2), self.gate(x)
@@ -112,9 +112,9 @@ class DeltaMixer(CausalMixer):
         weight = self.o_proj.weight
         like: dict[str, Any] = {"device": weight.device if device is None else device, "dtype": state_dtype(weight)}
         widths = (conv.weight.shape[0] for conv in (self.q_conv1d, self.k_conv1d, self.v_conv1d))
-        tails = [torch.zeros(batch_size, self.conv_size - 1, width, **like) for width in widths]
+        q, k, v = (torch.zeros(batch_size, self.conv_size - 1, width, **like) for width in widths)
         heads, width = self.value_shape
-        return DeltaState(*tails, torch.zeros(batch_size, heads, self.key_shape[1], width, **like))
+        return DeltaState(q, k, v, torch.zeros(batch_size, heads, self.key_shape[1], width, **like))
 
 
 def unit(x: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ class DeltaNet(DeltaMixer):
         conv_size: int = 4,
         norm_eps: float = 1e-5,
     ) -> None:
-        widths = [split_width(name, d_model, expand, num_heads) for name, expand in (("expand_k", expand_k), ("expand_v", expand_v))]
-        super().__init__(d_model, num_heads, num_heads, *widths, 1, conv_size, norm_eps)
+        key_width = split_width("expand_k", d_model, expand_k, num_heads)
+        value_width = split_width("expand_v", d_model, expand_v, num_heads)
+        super().__init__(d_model, num_heads, num_heads, key_width, value_width, 1, conv_size, norm_eps)
         self.allow_neg_eigval = allow_neg_eigval
         self.b_proj = nn.Linear(d_model, num_heads, bias=False)
-        self.g_proj = nn.Linear(d_model, num_heads * widths[1], bias=False) if use_gate else None
+        self.g_proj = nn.Linear(d_model, num_heads * value_width, bias=False) if use_gate else None
 
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return strength(self.b_proj(x), self.allow_neg_eigval).unsqueeze(2), None

@@ -69,7 +69,7 @@ class GatedDeltaNet(DeltaMixer):
         self.g_proj = nn.Linear(d_model, heads * width, bias=False) if use_gate else None
 
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        beta = strength(self.b_proj(x), self.allow_neg_eigval).unflatten(-1, (self.writes, -1))
+        beta = strength(self.b_proj(x), self.allow_neg_eigval).unflatten(-1, (self.num_writes, -1))
         return beta, head_decay(self.a_proj(x), self.A_log, self.dt_bias)
 
     def gate(self, x: Tensor) -> Tensor | None:

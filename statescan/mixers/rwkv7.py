@@ -72,6 +72,13 @@ class RWKV7TimeMix(CausalMixer):
         {"head_dim": 16, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2},
     )
 
+    x_r: nn.Parameter
+    x_w: nn.Parameter
+    x_k: nn.Parameter
+    x_v: nn.Parameter
+    x_a: nn.Parameter
+    x_g: nn.Parameter
+
     def __init__(
         self, d_model: int, head_dim: int = 64, rank_w: int = 64, rank_a: int = 64, rank_v: int = 32, rank_g: int = 128, first: bool = True
     ) -> None:
@@ -93,7 +100,10 @@ class RWKV7TimeMix(CausalMixer):
         self.a1, self.a2 = low_rank(d_model, rank_a)
         self.g1, self.g2 = low_rank(d_model, rank_g)
         self.v0 = None if first else nn.Parameter(torch.ones(1, 1, d_model))
-        self.v1, self.v2 = (None, None) if first else low_rank(d_model, rank_v)
+        self.v1: nn.Parameter | None = None
+        self.v2: nn.Parameter | None = None
+        if not first:
+            self.v1, self.v2 = low_rank(d_model, rank_v)
         self.k_k = nn.Parameter(torch.full((1, 1, d_model), 0.71))
         self.k_a = nn.Parameter(torch.full((1, 1, d_model), 1.02))
         self.r_k = nn.Parameter(torch.full((d_model // head_dim, head_dim), -0.04))
@@ -138,7 +148,7 @@ class RWKV7TimeMix(CausalMixer):
 
     def _with_first(self, v: Tensor, x_v: Tensor, bus: Bus | None) -> Tensor:
         """The value residual: the first layer's values are lent to the others."""
-        if self.first:
+        if self.v0 is None or self.v1 is None or self.v2 is None:
             if bus is not None:
                 bus["v_first"] = v
             return v

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from statescan import Spec
+from statescan.backbones import FlatBackbone
 from statescan.mixers import KDA, DeltaNet, GatedDeltaNet
 
 
@@ -72,6 +74,14 @@ def test_negative_eigenvalues_reach_what_others_cannot() -> None:
         plain, negative = (cls(16, num_heads=2, allow_neg_eigval=flag).rates(x)[0] for flag in (False, True))
         assert plain.max() <= 1
         assert 1 < negative.max() <= 2
+
+
+def test_they_stack_in_a_backbone() -> None:
+    """Writes of the state are not writes on the bus."""
+    layer = GatedDeltaNet(16, 2, 4, num_writes=2)
+    assert (layer.num_writes, layer.writes, layer.reads) == (2, (), ())
+    model = FlatBackbone(16, "D*2", {"D": Spec(GatedDeltaNet, num_heads=2, head_dim=4, num_writes=2)})
+    assert torch.isfinite(model(data(1, 5, 16))).all()
 
 
 def test_wrong_arguments() -> None:
