@@ -14,6 +14,7 @@ from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
 from statescan.engine.steps import LOWERINGS
 from statescan.heads import LanguageModel
 from statescan.heads.language import LogitsAt
+from statescan.layers.widened import products_of
 from statescan.ops import native_gate as gate
 from statescan.protocols import Bus
 from statescan.timeline import Timeline
@@ -96,8 +97,13 @@ class Engine:
     def scan(
         self, ids: Tensor, state: FlatState | None = None, timeline: Timeline | None = None, *, logits_at: LogitsAt = "all"
     ) -> tuple[Tensor, FlatState]:
-        """A chunk: ids (B, L) -> float32 logits (B, L, V), or (B, V) at one position a row, and the state."""
-        logits, state = self.model.scan(ids, state, timeline, logits_at=logits_at)
+        """A chunk: ids (B, L) -> float32 logits (B, L, V), or (B, V) at one position a row, and the state.
+
+        The model's own scan; where the processor has no bfloat16 instructions, products with bfloat16 weights run in float32, widened
+        tile by tile.
+        """
+        with products_of(self.model):
+            logits, state = self.model.scan(ids, state, timeline, logits_at=logits_at)
         return logits.float(), state
 
     @torch.no_grad()

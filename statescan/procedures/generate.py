@@ -12,7 +12,7 @@ Rows of a batch never see each other: each equals the row alone, whatever the le
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from statescan import state as states
 from statescan.engine import Engine
 from statescan.heads import LanguageModel
+from statescan.layers.widened import products_of
 from statescan.procedures.sampling import Sampler, row_generators
 from statescan.procedures.text import TextStream, Tokenizer
 from statescan.state import State
@@ -281,13 +282,14 @@ def _read(model: Any, prompt: Prompt, state: State | Prefix | None, chunk_size: 
         _check_prefix(model, before)
     ids, mask = ids.to(device), mask.to(device)
     timeline = None if bool(mask.all()) else Timeline.padded(mask)
+    products = products_of(model) if isinstance(model, nn.Module) else nullcontext()
     logits = None
     for start in range(0, length, chunk_size):
         stop = min(start + chunk_size, length)
         line = None if timeline is None else timeline.slice(start, stop)
         # Rows that have not begun have no last position yet, so chunks before the final one ask for a fixed one and ignore it.
         at = "last" if stop == length else stop - start - 1
-        with _evaluating(model):
+        with _evaluating(model), products:
             logits, state = model.scan(ids[:, start:stop], state, line, logits_at=at)
     assert logits is not None
     seen = before.seen.to(device) if isinstance(before, Prefix) else torch.zeros(logits.shape, dtype=torch.bool, device=device)
