@@ -90,6 +90,8 @@ class Training:
                 f"the model's vocabulary has {built.vocab_size} entries, the tokenizer {self.tokenizer!r} {self.tokenizer.vocab_size}: "
                 f"set --model.vocab_size={self.tokenizer.vocab_size}"
             )
+        if o.gradient_checkpointing:
+            built.backbone.gradient_checkpointing = True
         if self.main:
             self.folder.open(_plain(options), resume=o.resume, may_change=MAY_CHANGE)
         accelerator.wait_for_everyone()

@@ -41,6 +41,7 @@ def train(
     clip: float = 1.0,
     ema: float = 0.0,
     precision: Literal["fp32", "bf16"] = "fp32",
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     log_every: int = 20,
     eval_every: int = 500,
@@ -76,6 +77,7 @@ def train(
         clip: largest norm of the gradient; 0 does not clip.
         ema: decay of an average of the weights, which is then evaluated and saved; 0 keeps none.
         precision: "bf16" runs the layers under autocast.
+        gradient_checkpointing: keep each block's input only and compute the block again in the backward pass: less memory, more time.
         seed: of the initial weights and the order of documents.
         log_every: steps between rows of metrics.csv.
         eval_every: steps between measurements on held-out text; 0 measures at the end only.

@@ -136,6 +136,19 @@ def test_bf16_and_other_roads(text: Path, tmp_path: Path) -> None:
 # -- what goes wrong ----------------------------------------------------------------------------------------------------------
 
 
+def test_checkpointed_blocks_train_the_same(text: Path, tmp_path: Path) -> None:
+    plain = run_toy(text, tmp_path / "plain", steps=4)
+    recomputed = run_toy(text, tmp_path / "recomputed", steps=4, gradient_checkpointing=True)
+    assert recomputed.held_out_bits_per_byte == pytest.approx(plain.held_out_bits_per_byte, abs=1e-6)
+
+
+def test_bf16_autocast_follows_float32(text: Path, tmp_path: Path) -> None:
+    exact = run_toy(text, tmp_path / "fp32", steps=8)
+    half = run_toy(text, tmp_path / "bf16", steps=8, precision="bf16")
+    assert half.held_out_bits_per_byte != exact.held_out_bits_per_byte
+    assert half.held_out_bits_per_byte == pytest.approx(exact.held_out_bits_per_byte, rel=0.01)
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.write_checkpoint(1, lambda path: write_safetensors(path / "model.safetensors", {"w": torch.ones(4)}), keep=1)
