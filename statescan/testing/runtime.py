@@ -18,7 +18,7 @@ from statescan import state as states
 from statescan.ops import dispatch
 from statescan.parameters import Dynamic, parameter_groups
 from statescan.state import State
-from statescan.testing.compare import TOLERANCE, LawError, expect_close, expect_equal, expect_identical, run, state_fields
+from statescan.testing.compare import LawError, expect_close, expect_equal, expect_identical, run, state_fields
 from statescan.testing.oracles import whole
 from statescan.testing.report import Report
 from statescan.testing.subject import Mode, Refusal, Subject, full_timeline
@@ -209,7 +209,8 @@ def expect_compiles(subject: Subject, timed: bool = True) -> None:
     """One graph, traced once: the lengths share it, with a state, forward and backward. Images keep one size."""
     module = subject.fresh()
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
+    # A layer's floats are constants; as symbols, which dynamic shapes would make them, they are traced twice before they become constants.
+    with torch._dynamo.config.patch(error_on_recompile=True, specialize_float=True):
         compiled = torch.compile(_Call(subject, module), backend="aot_eager", fullgraph=True, dynamic=subject.timed)
         for length in LENGTHS:
             x, reset, mask, state = _arguments(subject, module, BATCH, length, timed)
@@ -217,7 +218,7 @@ def expect_compiles(subject: Subject, timed: bool = True) -> None:
             expected = run(whole(subject, module), module, x, line, state)
             got = run(lambda x, line, state: compiled(x, line and line.reset, line and line.mask, state), module, x, line, state)
             try:
-                expect_equal(got, expected, TOLERANCE[torch.float32])
+                expect_equal(got, expected, subject.tolerance[torch.float32])
             except LawError as error:
                 raise LawError(f"L={length}: {error}") from error
     torch._dynamo.reset()
@@ -243,9 +244,9 @@ def expect_exports(subject: Subject, timed: bool = True) -> None:
             arguments = _arguments(subject, module, b, n, timed)
             y, last = exported(*arguments)
             wanted, wanted_last = _Call(subject, module)(*arguments)
-            expect_close("output", y, wanted, TOLERANCE[torch.float32])
+            expect_close("output", y, wanted, subject.tolerance[torch.float32])
             for (name, got), expected in zip(state_fields(last).items(), state_fields(wanted_last).values(), strict=True):
-                expect_close(name, got, expected, TOLERANCE[torch.float32])
+                expect_close(name, got, expected, subject.tolerance[torch.float32])
 
 
 def expect_copies(subject: Subject) -> None:
@@ -278,7 +279,8 @@ def expect_saves_state(subject: Subject) -> None:
     with torch.no_grad():
         y = subject.call(module, x, None, state)[0]
         expect_identical("output after loading the state", subject.call(module, x, None, loaded)[0], y)
-        expect_close("output with the rows swapped", subject.call(module, x.flip(0), None, swapped)[0].flip(0), y, TOLERANCE[torch.float32])
+        crossed = subject.call(module, x.flip(0), None, swapped)[0].flip(0)
+        expect_close("output with the rows swapped", crossed, y, subject.tolerance[torch.float32])
 
 
 def expect_precision(subject: Subject) -> None:
