@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class QuantLinear(nn.Linear):
     and the bias. ``.to(dtype)`` changes neither bytes nor scales, only the bias.
     """
 
+    law_tolerance: ClassVar[float] = 5e-4
+    """A forward without gradient rounds activations to 15 bits (1.5e-5 of the largest of a group); the layers behind amplify that."""
     weight: Tensor  # type: ignore[assignment]
     """int8 (out, groups * G), or uint8 (out, groups * G / 2)"""
     scale: Tensor

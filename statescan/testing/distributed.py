@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from statescan.protocols import Mixer
-from statescan.testing.compare import TOLERANCE, LawError, expect_close
+from statescan.testing.compare import LawError, expect_close
 from statescan.testing.report import Report
 from statescan.testing.subject import Subject, full_timeline
 
@@ -52,7 +52,7 @@ def law_distributed(build: Callable[[], nn.Module], subject: Subject, report: Re
             if isinstance(got, str):
                 raise LawError(got)
             for name, tensor in expected.items():
-                expect_close(name, torch.from_numpy(got[name]), tensor, TOLERANCE[torch.float32])
+                expect_close(name, torch.from_numpy(got[name]), tensor, subject.tolerance[torch.float32])
 
 
 def _gradients(module: nn.Module, subject: Subject, rows: range) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from statescan.state import State, tensors
-from statescan.testing.compare import TOLERANCE, LawError, Outcome, Path, expect_equal, run, state_fields
+from statescan.testing.compare import LawError, Outcome, Path, expect_equal, run, state_fields
 from statescan.testing.oracles import Scenario, apart, chunk_scenarios, chunks, padding_scenarios, steps, whole
 from statescan.testing.report import Report
 from statescan.testing.subject import Mode, Refusal, Subject
@@ -157,11 +157,11 @@ def law_time(subject: Subject, report: Report, modes: Sequence[Mode], refusals: 
             x, state = scenario.inputs(subject, mode.dtype), scenario.state(subject, mode.dtype)
             expected = run(held, module, x, None, state, gradients=mode.gradients)
             got = run(long, module, x, scenario.timeline, state, gradients=mode.gradients)
-            expect_equal(got, expected, TOLERANCE[mode.dtype])
+            expect_equal(got, expected, subject.tolerance[mode.dtype])
         with report.comparing(7, f"one interval for all; {mode}"), mode.active():
             twice = run(long, module, x.repeat_interleave(2, 1), None, state, gradients=False)
             got = run(long, module, x, Timeline(interval=2.0), state, gradients=False)
-            expect_equal(got, Outcome({**twice.tensors, "output": twice.y[:, 1::2]}), TOLERANCE[mode.dtype])
+            expect_equal(got, Outcome({**twice.tensors, "output": twice.y[:, 1::2]}), subject.tolerance[mode.dtype])
 
 
 class poisoned_memory:
@@ -203,7 +203,7 @@ def _expect(subject: Subject, mode: Mode, scenario: Scenario, path: Path, expect
         got = run(path, module, x, scenario.timeline, state, gradients=mode.gradients)
     if not mode.gradients:
         expected = Outcome({k: v for k, v in expected.tensors.items() if not k.startswith("gradient of")})
-    expect_equal(got, expected, TOLERANCE[mode.dtype])
+    expect_equal(got, expected, subject.tolerance[mode.dtype])
     return got
 
 
@@ -244,19 +244,31 @@ def _expect_flow(subject: Subject, mode: Mode) -> None:
         for name, gradient in zip(leaves, found, strict=True):
             if gradient is None or not bool((gradient != 0).any()):
                 raise LawError(f"no gradient flows from the output into the incoming {name}")
-        if not any(
-            gradient is not None and bool((gradient != 0).any())
-            for gradient in torch.autograd.grad(
-                torch.stack([leaf.double().pow(2).sum() for leaf in outgoing.values()]).sum(),
-                list(leaves.values()), allow_unused=True, retain_graph=True,
-            )
-        ):  # fmt: skip
-            raise LawError("no gradient flows from the outgoing state into the incoming one")
+        if subject.memory is None:
+            if not _flows(last, leaves):
+                raise LawError("no gradient flows from the outgoing state into the incoming one")
+        else:
+            # With finite memory the chunk decides: one position short of it, the state must still be there; at its end, gone.
+            for size, kept in ((subject.memory - 1, True), (subject.memory, False)):
+                mask = (torch.arange(subject.memory) < size).expand(2, -1)
+                through = subject.call(module, subject.inputs(2, subject.memory, mode.dtype), Timeline(mask=mask), state)[1]
+                if _flows(through, leaves) != kept:
+                    has = "no gradient flows" if kept else "a gradient flows"
+                    raise LawError(f"{has} through {size} positions of the state, whose memory is declared as {subject.memory}")
     if x.is_floating_point():
         for name, leaf in outgoing.items():
             (gradient,) = torch.autograd.grad(leaf.double().pow(2).sum(), x, allow_unused=True, retain_graph=True)
             if gradient is None or not bool((gradient != 0).any()):
                 raise LawError(f"no gradient flows from the outgoing {name} into the input")
+
+
+def _flows(outgoing: State | None, leaves: dict[str, Tensor]) -> bool:
+    """Whether some gradient of the outgoing state reaches some leaf of the incoming one."""
+    squares = [leaf.double().pow(2).sum() for leaf in state_fields(outgoing).values() if leaf.is_floating_point() and leaf.requires_grad]
+    if not squares:
+        return False
+    found = torch.autograd.grad(torch.stack(squares).sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+    return any(gradient is not None and bool((gradient != 0).any()) for gradient in found)
 
 
 def _gradcheck(subject: Subject, timeline: Timeline | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.protocols import Mixer
-from statescan.testing.compare import TOLERANCE, LawError, Outcome, Path, expect_equal, expect_identical, run
+from statescan.testing.compare import LawError, Outcome, Path, expect_equal, expect_identical, run
 from statescan.testing.oracles import chunks, steps, whole
 from statescan.testing.report import Report
 from statescan.testing.subject import Mode, Refusal, Subject, full_timeline
@@ -84,7 +84,7 @@ def _expect_replaced(subject: Subject, name: str, mode: Mode) -> None:
                 raise LawError(f"{path_name}: the output does not change, so this path reads {name}.weight and never calls the module")
             if expected is not None:
                 try:
-                    expect_equal(got, expected, TOLERANCE[mode.dtype])
+                    expect_equal(got, expected, subject.tolerance[mode.dtype])
                 except LawError as error:
                     raise LawError(f"with {name} replaced, {path_name} and forward differ: {error}") from error
             expected = expected or got

@@ -14,7 +14,7 @@ from statescan import state as states
 from statescan.ops import dispatch
 from statescan.protocols import CausalMixer, Mixer
 from statescan.state import State
-from statescan.testing.compare import Outcome, run
+from statescan.testing.compare import TOLERANCE, Outcome, run
 from statescan.timeline import Timeline
 
 SPACE = (2, 3, 2)
@@ -71,7 +71,11 @@ class Subject:
         self.holds_input = isinstance(module, Mixer) and module.holds_input
         self.batch_dependent = any(layer.batch_dependent for layer in layers)
         self.gathers_documents = any(layer.gathers_documents for layer in layers)
+        declared = (getattr(child, "law_tolerance", 0.0) for child in module.modules())
+        self.tolerance = {**TOLERANCE, torch.float32: max(TOLERANCE[torch.float32], *declared)}
+        """The laws', or what a part declares for itself in float32 because it rounds (``law_tolerance``)."""
         self.causal_tolerance = max((layer.causal_tolerance for layer in layers), default=0.0)
+        self.memory: int | None = getattr(module, "memory", None)
         self.space = SPACE[: int(getattr(module, "space_ndim", 0))]
         self._truth: dict[str, Outcome] = {}
 
