@@ -142,6 +142,20 @@ struct ProgramRun {
     float *const *before, *const *after;  // states
 };
 
+struct RmsNorm {
+    int threads;
+    bool gate_last;  // the gate multiplies the norm's output, not its input
+    float eps;
+    int64_t rows, width, groups, block;  // block: rows a tile
+    View x, weight, z, y;                // (rows, width) and (width,); weight and z may be absent
+};
+
+struct RmsNormGrad {
+    RmsNorm forward;
+    View gy, gx, gweight, gz;  // gweight and gz are absent where weight and z are
+    View part;                 // temporary (blocks, width)
+};
+
 // A product of rows of activations alone.
 struct Product {
     int threads;
@@ -161,6 +175,8 @@ struct Kernels {
     void (*diagonal_scan_backward)(const DiagonalScanGrad&);
     void (*product)(const Product&);
     void (*run_program)(const ProgramRun&);
+    void (*rms_norm)(const RmsNorm&);
+    void (*rms_norm_backward)(const RmsNormGrad&);
 };
 
 namespace baseline { Kernels table(); }

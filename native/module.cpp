@@ -97,6 +97,10 @@ statescan::DiagonalScan diagonal_scan(int threads, nb::tuple s, View a, View b, 
     return {threads, size(s, 0), size(s, 1), size(s, 2), a, b, state, reset_to, line(reset, mask, {}, 1), h, last};
 }
 
+statescan::RmsNorm rms_norm(int threads, bool gate_last, float eps, nb::tuple s, View x, View weight, View z, View y) {
+    return {threads, gate_last, eps, size(s, 0), size(s, 1), size(s, 2), size(s, 3), x, weight, z, y};
+}
+
 statescan::Matrix matrix(int64_t out, int64_t in, int64_t group, View weight, View scale, View bias) {
     return {out, in, group, weight, scale, bias};
 }
@@ -229,6 +233,17 @@ NB_MODULE(_native, m) {
         const statescan::Product a{threads, rows, matrix(out, in, group, weight, scale, bias), x, y};
         NOGIL;
         kernels.product(a);
+    });
+
+    m.def("rms_norm", [](int threads, bool gate_last, float eps, nb::tuple s, V x, V weight, V z, V y) {
+        const auto a = rms_norm(threads, gate_last, eps, s, x, weight, z, y);
+        NOGIL;
+        kernels.rms_norm(a);
+    });
+    m.def("rms_norm_backward", [](int threads, bool gate_last, float eps, nb::tuple s, V x, V weight, V z, V gy, V gx, V gweight, V gz, V part) {
+        const statescan::RmsNormGrad a{rms_norm(threads, gate_last, eps, s, x, weight, z, {}), gy, gx, gweight, gz, part};
+        NOGIL;
+        kernels.rms_norm_backward(a);
     });
 
     using Kind = statescan::Instruction;

@@ -13,10 +13,13 @@ void diagonal_scan(const DiagonalScan&);
 void diagonal_scan_backward(const DiagonalScanGrad&);
 void product(const Product&);
 void run_program(const ProgramRun&);
+void rms_norm(const RmsNorm&);
+void rms_norm_backward(const RmsNormGrad&);
 
 Kernels table() {
     return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
-            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward, product, run_program};
+            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward, product, run_program,
+            rms_norm,       rms_norm_backward};
 }
 
 }  // namespace STATESCAN_ISA

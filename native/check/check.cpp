@@ -1,7 +1,7 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
 //         native/selective_scan*.cpp native/ssd*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
-//         native/program.cpp native/table.cpp -pthread
+//         native/rms_norm.cpp native/program.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
 #include <cmath>
@@ -267,6 +267,26 @@ void product_case(const Kernels& kernels, int64_t rows, int64_t out, int64_t in,
     finite(p.y, rows * out);
 }
 
+void norm_case(const Kernels& kernels, int64_t rows, int64_t width, int64_t groups, int gate, int32_t type) {
+    Case c;
+    RmsNorm a{};
+    a.rows = rows, a.width = width, a.groups = groups, a.block = 8, a.eps = 1e-5f, a.gate_last = gate == 2;
+    a.x = c.in({rows, width}, type), a.y = c.out({rows, width}, type);
+    if (gate > 0) a.z = c.in({rows, width}, type);
+    if (gate != 1) a.weight = c.in({width}, type);
+    c.run([&](int threads) { a.threads = threads, kernels.rms_norm(a); });
+    finite(a.y, rows * width);
+    keep(c);
+    RmsNormGrad g{};
+    g.gy = c.in({rows, width}, type), g.gx = c.out({rows, width}, type), g.part = c.out({(rows + 7) / 8, width});
+    if (a.z) g.gz = c.out({rows, width}, type);
+    if (a.weight) g.gweight = c.out({width}, type);
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.rms_norm_backward(g); });
+    finite(g.gx, rows * width);
+    if (a.z) finite(g.gz, rows * width);
+    if (a.weight) finite(g.gweight, width);
+}
+
 void all(const Kernels& kernels) {
     for (int32_t type : {kFloat, kBFloat16})
         for (bool timeline : {false, true}) {
@@ -297,6 +317,14 @@ void all(const Kernels& kernels) {
             product_case(kernels, rows, 1, 1, type);
             product_case(kernels, rows, 70, 33, type);
             product_case(kernels, rows, 130, 96, type);
+        }
+    running = "rms_norm";
+    for (int32_t type : {kFloat, kBFloat16})
+        for (int gate : {0, 1, 2}) {
+            norm_case(kernels, 1, 1, 1, gate, type);
+            norm_case(kernels, 17, 35, 5, gate, type);
+            norm_case(kernels, 9, 300, 2, gate, type);
+            norm_case(kernels, 20, 64, 1, gate, type);
         }
 }
 

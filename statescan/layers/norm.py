@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statescan.ops.checks import state_dtype
+from statescan.ops import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -18,8 +17,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = state_dtype(x)
-        return F.rms_norm(x.to(dtype), (x.shape[-1],), self.weight.to(dtype), self.eps).to(self.weight.dtype)
+        return rms_norm(x, self.weight, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
@@ -36,12 +34,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        dtype = state_dtype(y)
-        gate = F.silu(z.to(dtype))
-        y = y.to(dtype) if self.norm_before_gate else y.to(dtype) * gate
-        parts = y.unflatten(-1, (self.groups, -1))
-        y = F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(dtype)
-        return (y * gate if self.norm_before_gate else y).to(self.weight.dtype)
+        return rms_norm(y, self.weight, z, groups=self.groups, eps=self.eps, norm_before_gate=self.norm_before_gate)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps}, norm_before_gate={self.norm_before_gate}"

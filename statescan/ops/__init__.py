@@ -7,6 +7,7 @@ from statescan.ops.diagonal_scan import diagonal_scan
 from statescan.ops.fft_conv import fft_conv
 from statescan.ops.linear_attention import linear_attention
 from statescan.ops.quantized_linear import quantized_linear
+from statescan.ops.rms_norm import rms_norm
 from statescan.ops.selective_scan import selective_scan
 from statescan.ops.ssd import ssd
 from statescan.ops.vandermonde import vandermonde
@@ -19,6 +20,7 @@ __all__ = [
     "fft_conv",
     "linear_attention",
     "quantized_linear",
+    "rms_norm",
     "selective_scan",
     "ssd",
     "vandermonde",
