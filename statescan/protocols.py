@@ -47,6 +47,9 @@ class Mixer(Dynamic):
     """Serves resets and masks through ``Timeline.apart``, whose calls depend on the data: not under torch.compile or torch.export."""
     causal_tolerance: ClassVar[float] = 0.0
     """How much a change at position t may move the float32 output before t (law 3): zero for scans, rounding for an FFT."""
+    memory: int | None = None
+    """Existing positions after which the incoming state is gone, where that is so: law 4 looks for it in the outgoing one before that,
+    and for nothing of it then. None: the state fades, and is never gone."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     """Small sets of constructor arguments, beside the width, under which the laws run."""
     residual_outputs: ClassVar[tuple[str, ...]] = ()

@@ -10,9 +10,11 @@ from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.parallel import Parallel, ParallelState
 from statescan.mixers.retnet import RetentionState, RetNet
 from statescan.mixers.rwkv7 import RWKV7ChannelMix, RWKV7State, RWKV7TimeMix
 from statescan.mixers.s4d import S4D, S4DState
+from statescan.mixers.short_conv import GatedShortConv, ShortConvState
 from statescan.mixers.ss2d import SS2D
 
 __all__ = [
@@ -27,16 +29,20 @@ __all__ = [
     "DeltaNet",
     "DeltaState",
     "GatedDeltaNet",
+    "GatedShortConv",
     "GrowingAttentionState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
     "MambaState",
     "MatrixState",
+    "Parallel",
+    "ParallelState",
     "RWKV7ChannelMix",
     "RWKV7State",
     "RWKV7TimeMix",
     "RetNet",
     "RetentionState",
     "S4DState",
+    "ShortConvState",
 ]

@@ -172,6 +172,7 @@ class RWKV7TimeMix(CausalMixer):
         )
 
 
+@register
 class RWKV7ChannelMix(CausalMixer):
     """An MLP that sees the position before: ``y = value(relu(key(x_t + x_k * (x_{t-1} - x_t)))^2)``.
 
@@ -179,10 +180,10 @@ class RWKV7ChannelMix(CausalMixer):
         d_model: width D.
         hidden: inner width; None is 4 D.
 
-    Shapes: (B, L, D) -> (B, L, D). State: :class:`ShiftState`. Not registered: law 4 wants a gradient from the incoming state to the
-    outgoing one, and a memory of one position has none.
+    Shapes: (B, L, D) -> (B, L, D). State: :class:`ShiftState`.
     """
 
+    memory = 1
     residual_outputs = ("value",)
     examples = ({}, {"hidden": 24})
 

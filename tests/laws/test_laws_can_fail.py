@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from statescan.mixers import GatedShortConv, ShortConvState
 from statescan.ops.dispatch import Op
+from statescan.protocols import CausalMixer
 from statescan.testing import BrokenLaws, Mode, Subject, check_mixer, runtime
 from statescan.testing.distributed import law_distributed
 from statescan.testing.report import Report
@@ -120,6 +122,21 @@ class _WrongBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         return grad * 1.001
+
+
+class ClaimsToForget(Toy):
+    """Says that its state is gone after two positions; an average never is."""
+
+    memory = 2
+
+
+class ForgetsTooSoon(GatedShortConv):
+    """A window of two inputs that stops the gradient of the older one."""
+
+    def forward(self, x: Tensor, timeline: Any = None, *, state: Any = None, return_state: bool = False, bus: Any = None) -> Any:
+        y = super().forward(x, timeline, state=state)
+        state = None if state is None else ShortConvState(state.conv.detach())
+        return (y, super().forward(x, timeline, state=state, return_state=True)[1]) if return_state else y
 
 
 class WrongGradient(Toy):
@@ -273,6 +290,8 @@ LAWS_BROKEN = [
     (PeeksAhead, 3, "moved the output at time"),
     (DetachesIncoming, 4, "into the incoming state.h"),
     (DetachesOutgoing, 4, "outgoing state.h is detached"),
+    (ClaimsToForget, 4, "a gradient flows through 2 positions"),
+    (ForgetsTooSoon, 4, "no gradient flows through 1 positions"),
     (WrongGradient, 4, "gradcheck"),
     (Disagrees, 5, "state.h"),
     (ReadsFreshMemory, 5, "NaN"),
@@ -289,7 +308,7 @@ LAWS_BROKEN = [
 
 
 @pytest.mark.parametrize(("broken", "law", "says"), LAWS_BROKEN, ids=lambda v: v.__name__ if isinstance(v, type) else None)
-def test_a_broken_mixer_is_caught(broken: type[Toy], law: int, says: str) -> None:
+def test_a_broken_mixer_is_caught(broken: type[CausalMixer], law: int, says: str) -> None:
     with pytest.raises(BrokenLaws) as caught:
         check_mixer(broken, 8, laws=[law], verbose=False)
     failed = caught.value.report.failed
