@@ -8,6 +8,7 @@ from statescan.mixers.gated_deltanet import GatedDeltaNet
 from statescan.mixers.gla import GLA, MatrixState
 from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
+from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
 from statescan.mixers.parallel import Parallel, ParallelState
@@ -21,6 +22,8 @@ __all__ = [
     "GLA",
     "HGRN2",
     "KDA",
+    "LRU",
+    "RGLRU",
     "S4D",
     "SS2D",
     "Attention",
@@ -31,6 +34,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedShortConv",
     "GrowingAttentionState",
+    "LRUState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
@@ -38,6 +42,7 @@ __all__ = [
     "MatrixState",
     "Parallel",
     "ParallelState",
+    "RGLRUState",
     "RWKV7ChannelMix",
     "RWKV7State",
     "RWKV7TimeMix",
