@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statescan.engine.builder import Builder
+from statescan.engine.builder import Builder, Unplain
 from statescan.layers import GatedRMSNorm
 from statescan.mixers import Mamba, Mamba2
 
@@ -23,6 +23,10 @@ def _negative(A_log: Tensor | None) -> Tensor:
 
 def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
     """Mamba's step."""
+    if m.bcdt_norm != "none":
+        raise Unplain("there is no native step for Mamba with bcdt_norm")
+    if m.share is not None:
+        raise Unplain("a Mamba with share writes to the bus")
     E, R, N = m.d_inner, m.dt_rank, m.d_state
     xz, x, rbc, delta, y = b.rows(2 * E), b.rows(E), b.rows(R + 2 * N), b.rows(E), b.rows(E)
     b.linear(m.in_proj, source, xz)
@@ -36,6 +40,8 @@ def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
 
 def mamba2(b: Builder, m: Mamba2, source: int, stream: int) -> None:
     """Mamba-2's step, with its optional gated MLP beside the heads."""
+    if m.multipliers is not None:
+        raise Unplain("there is no native step for Mamba2 with multipliers")
     H, P, N, G, M, S = m.nheads, m.headdim, m.d_state, m.ngroups, m.d_mlp, m.d_ssm
     width = S + 2 * G * N
     projected = b.rows(2 * M + S + width + H)

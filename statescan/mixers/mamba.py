@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statescan.layers import CausalConv1d, DeltaProjection, init_delta_bias
-from statescan.ops import selective_scan
+from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm, init_delta_bias
+from statescan.ops import rms_norm, selective_scan
 from statescan.ops.checks import check_positive, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
@@ -43,6 +44,9 @@ class Mamba(CausalMixer):
         h_t     = exp(delta_t A) h_{t-1} + delta_t B_t x_t,   A = -exp(A_log)
         y       = out_proj((C_t h_t + D x_t) * silu(z))
 
+    ``bcdt_norm`` normalises r, B and C each by its root mean square: without weights in Falcon-Mamba (https://arxiv.org/abs/2410.05355),
+    with weights in Jamba (https://arxiv.org/abs/2403.19887).
+
     Args:
         d_model: width D.
         d_state: states a channel, N.
@@ -55,6 +59,9 @@ class Mamba(CausalMixer):
         dt_init_floor: initial steps are at least this.
         conv_bias: bias of the convolution.
         bias: biases of in_proj and out_proj.
+        bcdt_norm: no norm of r, B and C, an RMS norm, or one with weights (dt_layernorm, b_layernorm, c_layernorm).
+        norm_eps: of that norm.
+        share: key of the bus under which C_t h_t + D x_t, before the gate, is left for layers above (:class:`GatedMemoryUnit`).
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`MambaState`. An interval multiplies delta; the input map is Euler's, so holding the
     input over two steps is not exactly one double step.
@@ -63,7 +70,7 @@ class Mamba(CausalMixer):
     has_time = True
     dynamics = ("A_log", "D")
     residual_outputs = ("out_proj",)
-    examples = ({}, {"d_state": 5, "d_conv": 1, "expand": 1.5, "bias": True, "conv_bias": False})
+    examples = ({}, {"d_state": 5, "d_conv": 1, "expand": 1.5, "bias": True, "conv_bias": False, "bcdt_norm": "rms_weighted"})
 
     def __init__(
         self,
@@ -79,16 +86,26 @@ class Mamba(CausalMixer):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
+        bcdt_norm: Literal["none", "rms", "rms_weighted"] = "none",
+        norm_eps: float = 1e-6,
+        share: str | None = None,
     ) -> None:
         super().__init__()
+        if bcdt_norm not in ("none", "rms", "rms_weighted"):
+            raise ValueError(f"bcdt_norm must be 'none', 'rms' or 'rms_weighted'; got {bcdt_norm!r}")
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, d_inner=int(expand * d_model))
         if dt_rank != "auto":
             check_positive(dt_rank=dt_rank)
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.bcdt_norm, self.norm_eps, self.share = bcdt_norm, norm_eps, share
+        self.writes = () if share is None else (share,)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         self.conv1d = CausalConv1d(self.d_inner, d_conv, bias=conv_bias, activation="silu")
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        if bcdt_norm == "rms_weighted":
+            self.dt_layernorm = RMSNorm(self.dt_rank, norm_eps)
+            self.b_layernorm, self.c_layernorm = RMSNorm(d_state, norm_eps), RMSNorm(d_state, norm_eps)
         self.dt_proj = DeltaProjection(self.dt_rank, self.d_inner)
         scale = self.dt_rank**-0.5 * dt_scale
         if dt_init == "constant":
@@ -109,9 +126,13 @@ class Mamba(CausalMixer):
         return_state: bool = False,
         bus: Bus | None = None,
     ) -> Any:
-        streams, conv = self.streams(x, timeline, state)
-        y, ssm = self.recur(*streams, timeline, state)
-        y = hide(self.finish(y), timeline)
+        (v, delta_raw, B, C, z), conv = self.streams(x, timeline, state)
+        y, ssm = self.recur(v, delta_raw, B, C, z if self.share is None else None, timeline, state)
+        if self.share is not None:
+            if bus is not None:
+                bus[self.share] = y
+            y = y * F.silu(z)
+        y = hide(self.out_proj(y), timeline)
         return (y, MambaState(conv, ssm)) if return_state else y
 
     def streams(
@@ -121,20 +142,20 @@ class Mamba(CausalMixer):
         x, z = self.in_proj(hide(u, timeline)).chunk(2, dim=-1)
         x, conv = self.conv1d(x, timeline, state=None if state is None else state.conv)
         r, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if self.bcdt_norm == "rms":
+            r, B, C = (rms_norm(part, eps=self.norm_eps) for part in (r, B, C))
+        elif self.bcdt_norm == "rms_weighted":
+            r, B, C = self.dt_layernorm(r), self.b_layernorm(B), self.c_layernorm(C)
         return (x, self.dt_proj(r), B, C, z), conv
 
     def recur(
-        self, x: Tensor, delta_raw: Tensor, B: Tensor, C: Tensor, z: Tensor, timeline: Timeline | None, state: MambaState | None
+        self, x: Tensor, delta_raw: Tensor, B: Tensor, C: Tensor, z: Tensor | None, timeline: Timeline | None, state: MambaState | None
     ) -> tuple[Tensor, Tensor]:
-        """The gated scan: (B, L, E) and the last state."""
+        """The scan, gated where z is given: (B, L, E) and the last state."""
         return selective_scan(
             x, delta_raw, -torch.exp(self.A_log), B, C, self.D, z=z, delta_softplus=True,
             state=None if state is None else state.ssm, timeline=timeline, return_state=True,
         )  # type: ignore[return-value]  # fmt: skip
-
-    def finish(self, y: Tensor) -> Tensor:
-        """From the gated scan back to the width."""
-        return self.out_proj(y)
 
     def init_state(
         self,

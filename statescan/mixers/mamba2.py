@@ -63,6 +63,7 @@ class Mamba2(CausalMixer):
         chunk_size: positions a chunk; an implementation may choose smaller ones.
         learnable_init_states: train the initial state.
         norm_eps: of the gated norm.
+        multipliers: fixed factors of the parts z, x, B, C and dt of in_proj's output, in this order (Falcon-H1's mup vector).
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`Mamba2State`. An interval multiplies delta; the input map is Euler's, so holding the
     input over two steps is not exactly one double step.
@@ -74,7 +75,7 @@ class Mamba2(CausalMixer):
     examples = (
         {"d_state": 16, "headdim": 8, "ngroups": 2},
         {"d_state": 7, "headdim": 16, "d_conv": 3, "D_has_hdim": True, "rmsnorm": False, "bias": True, "chunk_size": 4,
-         "learnable_init_states": True},
+         "learnable_init_states": True, "multipliers": (0.5, 1.5, 0.75, 1.25, 0.5)},
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +101,7 @@ class Mamba2(CausalMixer):
         chunk_size: int = 256,
         learnable_init_states: bool = False,
         norm_eps: float = 1e-5,
+        multipliers: tuple[float, float, float, float, float] | None = None,
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, ngroups=ngroups, chunk_size=chunk_size)
@@ -115,7 +117,9 @@ class Mamba2(CausalMixer):
         if self.nheads % ngroups:
             raise ValueError(f"ngroups must divide the {self.nheads} heads (d_ssm / headdim); got {ngroups}")
         self.dt_limit, self.chunk_size = (float(dt_limit[0]), float(dt_limit[1])), chunk_size
-        self.rmsnorm = rmsnorm
+        self.rmsnorm, self.multipliers = rmsnorm, None if multipliers is None else tuple(float(m) for m in multipliers)
+        if self.multipliers is not None and len(self.multipliers) != 5:
+            raise ValueError(f"multipliers are five numbers, for z, x, B, C and dt; got {multipliers}")
         width = self.d_ssm + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, 2 * self.d_mlp + self.d_ssm + width + self.nheads, bias=bias)
         self.conv1d = CausalConv1d(width, d_conv, bias=conv_bias, activation="silu")
@@ -160,6 +164,10 @@ class Mamba2(CausalMixer):
         z0, x0, z, xbc, delta_raw = self.in_proj(hide(u, timeline)).split(
             [self.d_mlp, self.d_mlp, self.d_ssm, self.d_ssm + 2 * bc, self.nheads], dim=-1
         )
+        if self.multipliers is not None:
+            of_z, *of_xbc, of_dt = self.multipliers
+            z, delta_raw = z * of_z, delta_raw * of_dt
+            xbc = torch.cat([part * m for part, m in zip(xbc.split([self.d_ssm, bc, bc], dim=-1), of_xbc, strict=True)], dim=-1)
         xbc, conv = self.conv1d(xbc, timeline, state=None if state is None else state.conv)
         x, B, C = xbc.split([self.d_ssm, bc, bc], dim=-1)
         heads, groups = (self.nheads, self.headdim), (self.ngroups, self.d_state)
