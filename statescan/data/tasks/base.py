@@ -1,0 +1,80 @@
+"""What a task is: a seeded source of rows of ids with the answers that are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNASKED = -100
+"""The target of a position where nothing is predicted."""
+
+
+class Examples(NamedTuple):
+    """Ids (B, L); the answer at each position (B, L), -100 where none is asked for; and where several answers are right, all of
+    them, bool (B, L, V)."""
+
+    ids: Tensor
+    targets: Tensor
+    allowed: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Examples:
+        """On another device."""
+        return Examples(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+
+    def right(self, predictions: Tensor) -> tuple[int, int]:
+        """(right answers, questions) of predicted ids (B, L)."""
+        asked = self.targets != UNASKED
+        if self.allowed is None:
+            right = predictions == self.targets
+        else:
+            right = self.allowed.gather(2, predictions.unsqueeze(2)).squeeze(2)
+        return int((right & asked).sum()), int(asked.sum())
+
+
+class Task(ABC):
+    """A generated task. Its fields say how hard it is; the same seed gives the same rows."""
+
+    vocab_size: int
+    """Ids lie in 0..vocab_size-1."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """The accuracy of a guess among the possible answers."""
+
+    @abstractmethod
+    def draw(self, rows: int, rng: np.random.Generator) -> Examples:
+        """Random rows."""
+
+    def sample(self, rows: int, *seed: int) -> Examples:
+        """The rows that belong to a seed of one or several numbers."""
+        return self.draw(rows, np.random.default_rng(seed))
+
+    def tests(self) -> Mapping[str, Task]:
+        """What to measure on: the task itself, and for some tasks longer rows than one trains on."""
+        return {f"length {self.sample(1, 0).ids.shape[1]}": self}
+
+
+def examples(ids: np.ndarray, targets: np.ndarray, allowed: np.ndarray | None = None) -> Examples:
+    """Arrays as tensors."""
+    return Examples(
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(targets.astype(np.int64)),
+        None if allowed is None else torch.from_numpy(allowed),
+    )
+
+
+def distinct(rng: np.random.Generator, rows: int, choices: int, n: int) -> np.ndarray:
+    """(rows, n): in each row n different numbers below ``choices``, in random order."""
+    return rng.random((rows, choices)).argsort(1)[:, :n]
+
+
+def require(condition: bool, message: str) -> None:
+    """A ValueError about a task's fields."""
+    if not condition:
+        raise ValueError(message)
