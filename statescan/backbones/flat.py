@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.blocks import Residual
-from statescan.layers import RMSNorm
+from statescan.layers.norm import NormKind, make_norm
 from statescan.protocols import Bus, CausalMixer, Mixer, State
 from statescan.registry import nearest, register
 from statescan.state import state as declare_state
@@ -55,6 +55,10 @@ class FlatBackbone(nn.Module):
         norm_eps: of every norm.
         residual_in_fp32: keep the residual stream in float32 whatever the layers' dtype.
         norm_f: normalise the last stream.
+        norm: kind of every norm: "rms", "rms_offset" (scaled by 1 + weight) or "layer".
+        embedding_scale: fixed multiplier of what the embedding gives.
+        embedding_norm: normalise what the embedding gives (RWKV).
+        residual_scale: fixed multiplier of what each layer adds to the stream.
 
     The contract is a causal mixer's; the state is a :class:`FlatState`. With a part that looks ahead there is no state.
     ``gradient_checkpointing = True`` recomputes blocks in the backward pass.
@@ -69,6 +73,10 @@ class FlatBackbone(nn.Module):
         norm_eps: float = 1e-5,
         residual_in_fp32: bool = True,
         norm_f: bool = True,
+        norm: NormKind = "rms",
+        embedding_scale: float = 1.0,
+        embedding_norm: bool = False,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if any(len(name) != 1 or not name.isalpha() for name in parts):
@@ -78,8 +86,10 @@ class FlatBackbone(nn.Module):
         if vocab_size is not None:
             self.embedding = nn.Embedding(vocab_size, d_model)
             nn.init.normal_(self.embedding.weight, std=0.02)
-        self.layers = nn.ModuleList(Residual(d_model, parts[name], norm_eps) for name in names)
-        self.norm_f = RMSNorm(d_model, norm_eps) if norm_f else nn.Identity()
+        self.embedding_scale = float(embedding_scale)
+        self.embedding_norm = make_norm(norm, d_model, norm_eps) if embedding_norm else None
+        self.layers = nn.ModuleList(Residual(d_model, parts[name], norm_eps, norm, residual_scale) for name in names)
+        self.norm_f = make_norm(norm, d_model, norm_eps) if norm_f else nn.Identity()
         self._check_bus()
         self._scale_residual_outputs()
 
@@ -116,7 +126,7 @@ class FlatBackbone(nn.Module):
         if state is not None and len(state.layers) != len(self.layers):
             raise ValueError(f"the state has {len(state.layers)} layers, the model {len(self.layers)}: it belongs to another model")
         if hasattr(self, "embedding"):
-            x = self.embedding(hide(x, timeline))
+            x = self.embed(hide(x, timeline))
         x = hide(x, timeline)
         if self.residual_in_fp32 and x.dtype != torch.float64:
             x = x.float()
@@ -131,6 +141,13 @@ class FlatBackbone(nn.Module):
             states.append(after)
         y = hide(self.norm_f(x), timeline)
         return (y, FlatState(tuple(states))) if return_state else y
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids (...) -> the stream (..., D) that the first layer reads."""
+        x = self.embedding(ids)
+        if self.embedding_scale != 1:
+            x = x * self.embedding_scale
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     def scan(
         self, x: Tensor, state: FlatState | None = None, timeline: Timeline | None = None, bus: Bus | None = None

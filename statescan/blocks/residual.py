@@ -1,4 +1,4 @@
-"""The pre-norm residual block: x + mixer(norm(x))."""
+"""The pre-norm residual block: x + scale mixer(norm(x))."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from statescan.layers import RMSNorm
+from statescan.layers.norm import NormKind, make_norm
 from statescan.protocols import Bus, CausalMixer, Mixer, State
 from statescan.timeline import Timeline
 
@@ -16,11 +16,15 @@ class Residual(nn.Module):
     """One residual block around a causal mixer, a mixer of any kind, or a layer that looks at single positions (``forward(x)``).
 
     A float32 stream stays float32 whatever the mixer computes in. The state is the mixer's; the empty tuple where there is none.
+    ``scale`` is a fixed multiplier of what the mixer adds.
     """
 
-    def __init__(self, d_model: int, mixer: Callable[[int], nn.Module], norm_eps: float = 1e-5) -> None:
+    def __init__(
+        self, d_model: int, mixer: Callable[[int], nn.Module], norm_eps: float = 1e-5, norm: NormKind = "rms", scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.norm = RMSNorm(d_model, norm_eps)
+        self.scale = scale
+        self.norm = make_norm(norm, d_model, norm_eps)
         self.mixer = mixer(d_model)
 
     def forward(
@@ -36,7 +40,8 @@ class Residual(nn.Module):
             y, state = self.mixer(h, timeline, bus=bus), ()
         else:
             y, state = self.mixer(h), ()
-        return x + y.to(x.dtype), state
+        y = y.to(x.dtype)
+        return x + (y if self.scale == 1 else self.scale * y), state
 
     def init_state(self, batch_size: int, **where: Any) -> State:
         """The mixer's."""

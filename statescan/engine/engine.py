@@ -134,7 +134,7 @@ class Engine:
         )
         for segment in self._segments:
             segment(step)
-        return step.logits, FlatState(tuple(step.after))
+        return self.model.bounded(step.logits), FlatState(tuple(step.after))
 
     def __repr__(self) -> str:
         parts = 2 + len(self.model.backbone.layers)
@@ -147,7 +147,12 @@ class Engine:
         backbone, head = self.model.backbone, self.model.lm_head
 
         def embed(step: _Step) -> None:
-            self._rows(step)[:] = backbone.embedding(step.ids)
+            self._rows(step)[:] = backbone.embed(step.ids)
+
+        def lookup(b: Builder) -> None:
+            if backbone.embedding_scale != 1 or backbone.embedding_norm is not None:
+                raise Unplain("what the embedding gives is scaled or normalised")
+            b.embed(backbone.embedding, self._stream)
 
         def finish(b: Builder) -> None:
             b.norm(backbone.norm_f, self._stream, self._hidden)
@@ -157,7 +162,7 @@ class Engine:
             h = backbone.norm_f(self._rows(step))
             step.logits = head(h).float()
 
-        parts = [_Part("embedding", lambda b: b.embed(backbone.embedding, self._stream), embed)]
+        parts = [_Part("embedding", lookup, embed)]
         parts += [self._layer(i, layer) for i, layer in enumerate(backbone.layers)]
         return [*parts, _Part("head", finish, logits)]
 
@@ -166,6 +171,8 @@ class Engine:
             lowering = LOWERINGS.get(type(layer.mixer))
             if lowering is None:
                 raise Unplain(f"there is no native step for {type(layer.mixer).__name__}")
+            if layer.scale != 1:
+                raise Unplain("what the layer adds is scaled")
             b.read(layer, type(layer))
             b.read(layer.mixer, type(layer.mixer))
             b.norm(layer.norm, self._stream, self._hidden)

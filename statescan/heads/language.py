@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from statescan.backbones import FlatBackbone, FlatState
 from statescan.heads.cross_entropy import cross_entropy
 from statescan.layers import QuantLinear
+from statescan.layers.norm import NormKind
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
 from statescan.registry import register
@@ -32,6 +33,13 @@ class LanguageModel(nn.Module):
         norm_eps: of every norm.
         tie_embeddings: the head shares the embedding's weight.
         residual_in_fp32: keep the residual stream in float32 whatever the layers' dtype.
+        norm: kind of every norm: "rms", "rms_offset" (scaled by 1 + weight) or "layer".
+        embedding_scale: fixed multiplier of what the embedding gives.
+        embedding_norm: normalise what the embedding gives (RWKV).
+        residual_scale: fixed multiplier of what each layer adds to the stream.
+        logit_scale: fixed multiplier of the logits.
+        logit_cap: bound c of the logits, c tanh(logits / c); None is none.
+        head_bias: bias of the head.
     """
 
     def __init__(
@@ -43,13 +51,26 @@ class LanguageModel(nn.Module):
         norm_eps: float = 1e-5,
         tie_embeddings: bool = True,
         residual_in_fp32: bool = True,
+        norm: NormKind = "rms",
+        embedding_scale: float = 1.0,
+        embedding_norm: bool = False,
+        residual_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        logit_cap: float | None = None,
+        head_bias: bool = False,
     ) -> None:
         super().__init__()
         if vocab_size < 1 or d_model < 1:
             raise ValueError(f"vocab_size and d_model must be positive; got {vocab_size} and {d_model}")
         self.vocab_size, self.d_model, self.tie_embeddings = vocab_size, d_model, tie_embeddings
-        self.backbone = FlatBackbone(d_model, layers, parts or {"M": Spec("Mamba")}, vocab_size, norm_eps, residual_in_fp32)
-        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+        if logit_cap is not None and not logit_cap > 0:
+            raise ValueError(f"logit_cap must be positive, or None; got {logit_cap}")
+        self.logit_scale, self.logit_cap = float(logit_scale), logit_cap
+        self.backbone = FlatBackbone(
+            d_model, layers, parts or {"M": Spec("Mamba")}, vocab_size, norm_eps, residual_in_fp32, norm=norm,
+            embedding_scale=embedding_scale, embedding_norm=embedding_norm, residual_scale=residual_scale,
+        )  # fmt: skip
+        self.lm_head = nn.Linear(d_model, vocab_size, bias=head_bias)
         self.tie()
         self.tokenizer: Any = None
         """How text becomes ids; set when a folder that has one is loaded."""
@@ -84,10 +105,16 @@ class LanguageModel(nn.Module):
             raise ValueError("ids has length 0: a sequence needs at least one token")
         h, state = self.backbone(ids, timeline, state=state, return_state=True, bus=bus)
         if isinstance(logits_at, str) and logits_at == "all":
-            logits = hide(self.lm_head(h), timeline)
+            logits = hide(self.bounded(self.lm_head(h)), timeline)
         else:
-            logits = self.lm_head(_pick(h, timeline, logits_at))
+            logits = self.bounded(self.lm_head(_pick(h, timeline, logits_at)))
         return (logits, state) if return_state else logits
+
+    def bounded(self, logits: Tensor) -> Tensor:
+        """The head's output, scaled and capped."""
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
+        return logits if self.logit_cap is None else self.logit_cap * torch.tanh(logits / self.logit_cap)
 
     def scan(
         self,

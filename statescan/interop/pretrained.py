@@ -4,7 +4,7 @@ Three kinds of folder, told apart by their config.json:
 
 - ours: ``{"format": "statescan", "version": 1, "model": <Spec>, "tokenizer": "bytes" | "tokenizer.json" | null, ...}``, and, of a
   quantised model, ``"quantization": {module name: [bits, group size], ...}``;
-- transformers': ``{"model_type": "mamba" | "mamba2", "hidden_size": ..., ...}``;
+- transformers': ``{"model_type": "mamba", "hidden_size": ..., ...}``, of a type in :data:`statescan.interop.dialects.DIALECTS`;
 - the original project's: ``{"d_model": ..., "n_layer": ..., "ssm_cfg": {...}, ...}``.
 
 Reading is strict: every tensor of the model must be there, in its shape and finite, and nothing else; an option that this library does not
@@ -26,7 +26,10 @@ from torch.overrides import TorchFunctionMode
 
 from statescan.data.tokenizers import load_tokenizer
 from statescan.files import read_json, replacing, write_json, write_safetensors
-from statescan.interop.foreign import plain_floats, read_original, read_transformers, tagged_floats, write_original, write_transformers
+from statescan.interop.config import plain_floats, tagged_floats
+from statescan.interop.dialects import read_transformers, write_transformers
+from statescan.interop.keys import Keys, Rename
+from statescan.interop.original import read_original, write_original
 from statescan.interop.weights import check_finite, check_match, read_weights, some
 from statescan.layers import QuantLinear
 from statescan.parameters import Dynamic
@@ -51,8 +54,8 @@ def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | No
     config = plain_floats(read_json(file))
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
-    spec, rename = _understand(config, str(file))
-    tensors = {rename(name): tensor for name, tensor in read_weights(folder).items()}
+    spec, keys = _understand(config, str(file))
+    tensors = keys.read(read_weights(folder))
     model = _assemble(spec, tensors, folder, (config.get("quantization") or {}) if config.get("format") == "statescan" else {})
     tokenizer = _read_tokenizer(folder, config, model)
     if tokenizer is not None:
@@ -101,21 +104,20 @@ def export_pretrained(
     if any(isinstance(module, QuantLinear) for module in model.modules()):
         raise ValueError("a quantised model cannot be exported: neither format knows its weights; export the model it was made from")
     hub = format == "transformers"
-    config = tagged_floats(write_transformers(model)) if hub else write_original(model)
+    config, keys = write_transformers(model) if hub else (write_original(model), Keys([]))
     tensors = {name: tensor.detach().cpu().to(dtype) for name, tensor in _unshared(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     if hub:
         config["dtype"] = str(tensors["backbone.embedding.weight"].dtype).removeprefix("torch.")
         eos = getattr(model.tokenizer, "eos_id", None)
         config.update({} if eos is None else {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos})
-        named = {name.replace("backbone.embedding.", "backbone.embeddings."): tensor for name, tensor in tensors.items()}
-        write_safetensors(folder / "model.safetensors", named, {"format": "pt"})
+        write_safetensors(folder / "model.safetensors", keys.write(tensors), {"format": "pt"})
     else:
         tied = {alias: tensors[name] for alias, name in _aliases(model).items()}  # its loader wants both names
         with replacing(folder / "pytorch_model.bin") as temporary:
             torch.save({**tensors, **tied}, temporary)
     _write_tokenizer(model.tokenizer, folder)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", tagged_floats(config))
 
 
 def _locate(path_or_hub_id: PathLike) -> Path:
@@ -141,7 +143,7 @@ def _locate(path_or_hub_id: PathLike) -> Path:
     return downloaded
 
 
-def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
+def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Keys]:
     """The Spec that a config.json of any kind describes, and how its tensor names become ours."""
     if config.get("format") == "statescan":
         if config.get("version") != VERSION:
@@ -151,11 +153,11 @@ def _understand(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Any]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         bridged = bool(config.get("architectures"))  # saved through the transformers bridge, whose model wraps ours as ``model``
-        return spec, lambda name: name.removeprefix("model.") if bridged else name
+        return spec, Keys([Rename(f"model.{name}", name) for name in ("backbone", "lm_head")] if bridged else [])
     if "model_type" in config:
-        return read_transformers(config, where), lambda name: name.replace("backbone.embeddings.", "backbone.embedding.")
+        return read_transformers(config, where)
     if "d_model" in config and "n_layer" in config:
-        return read_original(config, where), lambda name: name
+        return read_original(config, where), Keys([])
     raise ValueError(
         f"{where} is of no known kind: expected 'format' (ours), 'model_type' (transformers) or 'd_model' and 'n_layer' (mamba_ssm)"
     )

@@ -28,7 +28,7 @@ except ImportError as error:
 
 from statescan import state as states
 from statescan.heads import LanguageModel
-from statescan.interop.foreign import tagged_floats
+from statescan.interop.config import tagged_floats
 from statescan.interop.pretrained import MODEL_TYPE, VERSION
 from statescan.interop.weights import some
 from statescan.layers import QuantLinear

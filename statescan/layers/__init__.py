@@ -3,7 +3,18 @@
 from statescan.layers.conv import CausalConv1d
 from statescan.layers.delta import DeltaProjection, init_delta_bias
 from statescan.layers.mlp import MLP, GatedMLP
-from statescan.layers.norm import GatedRMSNorm, RMSNorm
+from statescan.layers.norm import GatedRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
 from statescan.layers.quantized import QuantLinear
 
-__all__ = ["MLP", "CausalConv1d", "DeltaProjection", "GatedMLP", "GatedRMSNorm", "QuantLinear", "RMSNorm", "init_delta_bias"]
+__all__ = [
+    "MLP",
+    "CausalConv1d",
+    "DeltaProjection",
+    "GatedMLP",
+    "GatedRMSNorm",
+    "LayerNorm",
+    "OffsetRMSNorm",
+    "QuantLinear",
+    "RMSNorm",
+    "init_delta_bias",
+]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.ops.checks import check_positive
+from statescan.registry import register
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
 
@@ -22,6 +23,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+@register
 class MLP(nn.Module):
     """down_proj(activation(up_proj(x)))."""
 
@@ -36,6 +38,7 @@ class MLP(nn.Module):
         return self.down_proj(activate(self.up_proj(x), self.activation))
 
 
+@register
 class GatedMLP(nn.Module):
     """m2 down_proj(up_proj(x) * activation(m1 gate_proj(x))): SwiGLU, and GeGLU with gelu. (m1, m2) are fixed multipliers."""
 

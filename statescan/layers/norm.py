@@ -1,11 +1,22 @@
-"""Root-mean-square norms, computed in float32 (float64 for float64 inputs) whatever the storage."""
+"""Norms, computed in float32 (float64 for float64 inputs) whatever the storage."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.ops import rms_norm
+from statescan.ops.checks import state_dtype
+
+NormKind = Literal["rms", "rms_offset", "layer"]
+
+
+def make_norm(kind: NormKind, d_model: int, eps: float) -> RMSNorm | LayerNorm:
+    """ "rms": :class:`RMSNorm`; "rms_offset": :class:`OffsetRMSNorm`; "layer": :class:`LayerNorm`."""
+    return {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": LayerNorm}[kind](d_model, eps)
 
 
 class RMSNorm(nn.Module):
@@ -21,6 +32,29 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class OffsetRMSNorm(RMSNorm):
+    """(1 + weight) * x / sqrt(mean(x^2) + eps); the weight starts at zero, so that weight decay pulls the scale towards one."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__(d_model, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, 1 + self.weight.to(state_dtype(self.weight)), eps=self.eps).to(self.weight.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """weight * (x - mean(x)) / sqrt(var(x) + eps) + bias, in the weight's dtype as :class:`RMSNorm`."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__(d_model, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = state_dtype(x)
+        y = F.layer_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        return y.to(self.weight.dtype)
 
 
 class GatedRMSNorm(nn.Module):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import statescan as ss
 from statescan.data.tokenizers import load_tokenizer
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
-from statescan.interop.foreign import TRANSFORMERS
+from statescan.interop.dialects.mamba import MAMBA, MAMBA2
 
 # -- round trips ------------------------------------------------------------------------------------------------------------
 
@@ -90,8 +90,8 @@ def test_epsilon_travels_to_transformers(tmp_path: Path) -> None:
 def test_the_tables_name_arguments_that_exist() -> None:
     from statescan.spec import hints_of
 
-    for dialect in TRANSFORMERS.values():
-        assert set(dialect.mixer.values()) <= hints_of(ss.registry.lookup(dialect.part)).keys()
+    for part, names in (("Mamba", MAMBA), ("Mamba2", MAMBA2)):
+        assert set(names.values()) <= hints_of(ss.registry.lookup(part)).keys()
 
 
 def test_half_precision_keeps_its_bits(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import statescan as ss
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
-from statescan.interop.foreign import plain_floats, tagged_floats
+from statescan.interop.config import plain_floats, tagged_floats
 
 # -- faults in the weights --------------------------------------------------------------------------------------------------
 
@@ -115,8 +115,8 @@ def test_a_transformers_config_is_checked(tmp_path: Path, changes: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attn_layer_idx": [1]}, r"attn_layer_idx must be \[\]; got \[1\], which is not supported"),
-        ({"d_intermediate": 64}, "d_intermediate must be 0; got 64"),
+        ({"attn_layer_idx": [1]}, r"attn_layer_idx must be \(\) or None; got \[1\], which is not supported"),
+        ({"d_intermediate": 64}, "d_intermediate must be 0 or None; got 64"),
         ({"rms_norm": False}, "rms_norm must be True; got False"),
         ({"ssm_cfg": {"layer": "Mamba3"}}, "ssm_cfg.layer 'Mamba3' cannot be read"),
         ({"ssm_cfg": {"d_sate": 8}}, "Mamba has no argument 'd_sate'; did you mean 'd_state'"),
@@ -203,7 +203,7 @@ def test_infinities_in_json() -> None:
         ({"D_has_hdim": True}, "transformers", "has no Mamba2 with D_has_hdim=True"),
         ({"norm_before_gate": True}, "transformers", "has no Mamba2 with norm_before_gate=True"),
         ({"rmsnorm": False}, "transformers", "has no Mamba2 with rmsnorm=False"),
-        ({"norm_eps": 1e-3}, "transformers", "one epsilon for all norms"),
+        ({"norm_eps": 1e-3}, "transformers", "has no Mamba2 with norm_eps=0.001"),
         ({"norm_eps": 1e-3}, "mamba_ssm", "has no Mamba2 with norm_eps=0.001"),
         ({"learnable_init_states": True}, "mamba_ssm", "has no Mamba2 with learnable_init_states=True"),
         ({"expand": 1.5}, "transformers", "whole numbers for expand"),
@@ -218,8 +218,10 @@ def test_what_the_target_cannot_express_is_refused(tmp_path: Path, part: dict[st
 
 def test_a_mixture_cannot_be_exported(tmp_path: Path) -> None:
     model = ss.LanguageModel(11, 16, layers="MN", parts={"M": ss.Spec("Mamba"), "N": ss.Spec("Mamba2", headdim=8)})
-    with pytest.raises(ValueError, match="stacks of Mamba or of Mamba2 only"):
+    with pytest.raises(ValueError, match="no model type of it stacks Mamba, Mamba2 like this"):
         export_pretrained(model, tmp_path)
+    with pytest.raises(ValueError, match="stacks of Mamba or of Mamba2 only"):
+        export_pretrained(model, tmp_path, format="mamba_ssm")
     save_pretrained(model, tmp_path)
     assert same_bits(from_pretrained(tmp_path).state_dict(), model.state_dict())
     with pytest.raises(ValueError, match="format must be"):

@@ -10,33 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers_cases import CASES, VOCAB
 
 import statescan as ss
 from statescan.interop import export_pretrained, from_pretrained
 
 transformers = pytest.importorskip("transformers")
 
-VOCAB = 61
 TOLERANCE = 1e-4
-
-CASES: dict[str, dict[str, Any]] = {
-    "mamba": {"hidden_size": 20, "state_size": 7},
-    "mamba-no-conv-bias": {"hidden_size": 32, "use_conv_bias": False, "time_step_rank": 3},
-    "mamba-bias": {"hidden_size": 32, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False},
-    "mamba-full-width": {"hidden_size": 768, "num_hidden_layers": 1},
-    "mamba2": {"hidden_size": 24, "head_dim": 6, "num_heads": 8, "n_groups": 1, "state_size": 9, "chunk_size": 8},
-    "mamba2-3-groups": {
-        "hidden_size": 30, "head_dim": 5, "num_heads": 12, "n_groups": 3, "state_size": 5, "chunk_size": 16, "tie_word_embeddings": True,
-    },
-    "mamba2-bias": {
-        "hidden_size": 21, "head_dim": 7, "num_heads": 6, "n_groups": 3, "state_size": 4, "use_bias": True, "use_conv_bias": False,
-        "conv_kernel": 2, "layer_norm_epsilon": 1e-3, "chunk_size": 5,
-    },
-    "mamba2-step-limit": {
-        "hidden_size": 16, "head_dim": 8, "num_heads": 4, "n_groups": 2, "state_size": 6, "time_step_limit": [0.2, 0.9], "chunk_size": 7,
-    },
-    "mamba2-full-width": {"hidden_size": 768, "head_dim": 64, "num_heads": 24, "n_groups": 1, "state_size": 128, "num_hidden_layers": 1},
-}  # fmt: skip
+MAMBAS = [name for name in CASES if name.split("-")[0] in ("mamba", "mamba2")]
+"""Their tensors are named like ours, and their cache holds what our state holds."""
 
 
 class Pair(NamedTuple):
@@ -48,13 +31,9 @@ class Pair(NamedTuple):
 def make(name: str) -> Any:
     """A transformers model with random weights: 0.2 on matrices, noise on everything else."""
     kind = name.split("-")[0]
-    config_class, model_class = {
-        "mamba": (transformers.MambaConfig, transformers.MambaForCausalLM),
-        "mamba2": (transformers.Mamba2Config, transformers.Mamba2ForCausalLM),
-    }[kind]
-    config = config_class(**{"vocab_size": VOCAB, "num_hidden_layers": 2, **CASES[name]})
+    config = transformers.AutoConfig.for_model(kind, **{"vocab_size": VOCAB, "num_hidden_layers": 2, **CASES[name]})
     torch.manual_seed(0)
-    model = model_class(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -160,6 +139,7 @@ def test_packed_documents(pair: Pair) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pair", MAMBAS, indirect=True)
 def test_state_is_what_the_other_cache_holds(pair: Pair) -> None:
     """After one prefill (where its cache is right): the same convolution tail and the same recurrent state."""
     rows = ids(13, rows=2)
@@ -171,6 +151,7 @@ def test_state_is_what_the_other_cache_holds(pair: Pair) -> None:
         close_to_scale(layer.ssm, cache.get_recurrent_state(i), f"state of layer {i}")
 
 
+@pytest.mark.parametrize("pair", MAMBAS, indirect=True)
 def test_gradients_of_the_loss(pair: Pair) -> None:
     rows = ids(11, rows=2)
     expected = pair.theirs(rows, labels=rows, use_cache=False).loss
@@ -202,6 +183,7 @@ def test_the_export_is_what_was_read(pair: Pair, tmp_path: Path) -> None:
     torch.testing.assert_close(oracle(again, rows[0]), oracle(pair.theirs, rows[0]), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("pair", MAMBAS, indirect=True)
 def test_every_weight_arrived(pair: Pair) -> None:
     theirs = {name.replace("embeddings", "embedding"): tensor for name, tensor in pair.theirs.state_dict().items()}
     ours = pair.ours.state_dict()

@@ -1,0 +1,68 @@
+"""transformers' model types: how each spells its config.json and its tensors. One file a family, and a line in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from statescan.interop.config import Reader
+from statescan.interop.dialects import bamba, mamba
+from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
+from statescan.interop.keys import Keys, Rename, Reshape
+from statescan.registry import nearest
+from statescan.spec import Spec
+
+
+class Dialect(NamedTuple):
+    """One model type."""
+
+    architecture: str
+    """transformers' class with the language model head."""
+    read: Callable[[Reader], Spec[Any]]
+    """config.json -> Spec."""
+    write: Callable[[Spec[Any]], dict[str, Any]]
+    """A resolved Spec -> what config.json says of the model; :class:`Unlike` where the model is of another kind. An argument that it
+    cannot express is found by reading back what it wrote."""
+    keys: Callable[[Spec[Any]], list[Rename | Reshape]]
+    """The names of a resolved Spec's tensors."""
+
+
+DIALECTS: dict[str, Dialect] = {
+    "mamba": Dialect("MambaForCausalLM", mamba.read_mamba, mamba.write_mamba, mamba.keys),
+    "mamba2": Dialect("Mamba2ForCausalLM", mamba.read_mamba2, mamba.write_mamba2, mamba.keys),
+    "bamba": Dialect("BambaForCausalLM", bamba.read, bamba.write, bamba.keys),
+}
+
+
+def read_transformers(config: Mapping[str, Any], where: str) -> tuple[Spec[Any], Keys]:
+    """The Spec of a model that transformers wrote, and the names of its tensors."""
+    kind = config["model_type"]
+    if not isinstance(kind, str) or kind not in DIALECTS:
+        raise ValueError(f"{where}: model_type {kind!r} cannot be read{nearest(str(kind), DIALECTS)}")
+    reader = Reader(config, where)
+    try:
+        spec = DIALECTS[kind].read(reader).resolved()
+    except (ValueError, TypeError) as error:
+        raise error if str(error).startswith(where) else reader.error(str(error)) from error
+    reader.done()
+    return spec, Keys(DIALECTS[kind].keys(spec))
+
+
+def write_transformers(model: Any) -> tuple[dict[str, Any], Keys]:
+    """The config.json of a model for transformers to read, and the names of its tensors."""
+    spec = Spec.of(model).resolved()
+    if spec.name != "LanguageModel":
+        raise ValueError(f"only a LanguageModel can be exported to transformers; got a {spec.name}")
+    reasons = []
+    for kind, dialect in DIALECTS.items():
+        try:
+            config = {"architectures": [dialect.architecture], "model_type": kind, **dialect.write(spec)}
+            missing = lost(spec, dialect.read(Reader(config, kind)).resolved())
+        except Unlike:
+            continue
+        if not missing:
+            return config, Keys(dialect.keys(spec))
+        reasons.append(f"its {kind} has no {', no '.join(missing)}")
+    names = sorted({part.name for part in layers_of(spec)})
+    reason = "; ".join(reasons) or f"no model type of it stacks {', '.join(names)} like this"
+    raise ValueError(f"transformers cannot hold this model: {reason}. Save it natively with save_pretrained")

@@ -1,0 +1,36 @@
+"""Shapes of every model type under which our models are compared with those of transformers: odd sizes, groups, biases, multipliers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VOCAB = 61
+
+CASES: dict[str, dict[str, Any]] = {
+    # One entry a shape: the model type, and behind a dash what is special about it.
+    "mamba": {"hidden_size": 20, "state_size": 7},
+    "mamba-no-conv-bias": {"hidden_size": 32, "use_conv_bias": False, "time_step_rank": 3},
+    "mamba-bias": {"hidden_size": 32, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False},
+    "mamba-full-width": {"hidden_size": 768, "num_hidden_layers": 1},
+    "mamba2": {"hidden_size": 24, "head_dim": 6, "num_heads": 8, "n_groups": 1, "state_size": 9, "chunk_size": 8},
+    "mamba2-3-groups": {
+        "hidden_size": 30, "head_dim": 5, "num_heads": 12, "n_groups": 3, "state_size": 5, "chunk_size": 16, "tie_word_embeddings": True,
+    },
+    "mamba2-bias": {
+        "hidden_size": 21, "head_dim": 7, "num_heads": 6, "n_groups": 3, "state_size": 4, "use_bias": True, "use_conv_bias": False,
+        "conv_kernel": 2, "layer_norm_epsilon": 1e-3, "chunk_size": 5,
+    },
+    "mamba2-step-limit": {
+        "hidden_size": 16, "head_dim": 8, "num_heads": 4, "n_groups": 2, "state_size": 6, "time_step_limit": [0.2, 0.9], "chunk_size": 7,
+    },
+    "mamba2-full-width": {"hidden_size": 768, "head_dim": 64, "num_heads": 24, "n_groups": 1, "state_size": 128, "num_hidden_layers": 1},
+    "bamba-attention": {
+        "hidden_size": 24, "num_hidden_layers": 3, "attn_layer_indices": [1], "num_attention_heads": 6, "num_key_value_heads": 2,
+        "intermediate_size": 20, "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_chunk_size": 4, "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "bamba-no-attention": {
+        "hidden_size": 20, "intermediate_size": 12, "mamba_n_heads": 8, "mamba_d_state": 7, "mamba_chunk_size": 8, "mamba_proj_bias": True,
+        "mamba_conv_bias": False, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+    },
+}  # fmt: skip
