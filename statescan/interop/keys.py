@@ -31,7 +31,7 @@ class Reshape(NamedTuple):
 
 def fused(theirs: str, ours: tuple[str, ...], parts: tuple[int, ...], dim: int = 0) -> Reshape:
     """One tensor of theirs is ours one behind the other along ``dim``, with so many entries each."""
-    return Reshape((theirs,), ours, lambda whole: torch.split(whole, parts, dim), lambda *pieces: (torch.cat(pieces, dim),))
+    return Reshape((theirs,), ours, lambda whole: torch.split(whole, list(parts), dim), lambda *pieces: (torch.cat(pieces, dim),))
 
 
 class Keys:
@@ -54,7 +54,7 @@ class Keys:
 
 
 def _convert(tensors: Mapping[str, Tensor], changes: list[_Swap], names: Mapping[str, str]) -> Tensors:
-    left, done = dict(tensors), {}
+    left, done = dict(tensors), Tensors()
     for before, after, change in changes:
         if all(name in left for name in before):
             try:

@@ -16,7 +16,8 @@ NormKind = Literal["rms", "rms_offset", "layer"]
 
 def make_norm(kind: NormKind, d_model: int, eps: float) -> RMSNorm | LayerNorm:
     """ "rms": :class:`RMSNorm`; "rms_offset": :class:`OffsetRMSNorm`; "layer": :class:`LayerNorm`."""
-    return {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": LayerNorm}[kind](d_model, eps)
+    kinds: dict[NormKind, type[RMSNorm] | type[LayerNorm]] = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": LayerNorm}
+    return kinds[kind](d_model, eps)
 
 
 class RMSNorm(nn.Module):
