@@ -99,6 +99,16 @@ def to(tree: S, device: torch.device | str | None = None, dtype: torch.dtype | N
     return map_tensors(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None), tree)
 
 
+def trim(tree: S) -> S:
+    """Without what no row can see any more: a growing cache loses its oldest entries, by its own method ``trim``."""
+    if hasattr(tree, "trim"):
+        return tree.trim()
+    if not isinstance(tree, tuple):
+        return tree
+    children = [trim(child) for child in tree]
+    return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)  # type: ignore[return-value]
+
+
 def nbytes(tree: State, per_sequence: bool = False) -> int:
     """Bytes held; with ``per_sequence``, divided by the batch size."""
     leaves = tensors(tree)

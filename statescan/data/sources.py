@@ -20,6 +20,8 @@ class Document(NamedTuple):
     name: str
     text: str
     file: Path
+    learned: tuple[tuple[int, int], ...] | None = None
+    """Spans of characters that a model is to predict; what stands outside is only read. None: all of it."""
 
 
 def find_files(sources: Source | Sequence[Source], include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> list[tuple[str, Path]]:
@@ -66,17 +68,22 @@ def read_documents(
     documents, seen = [], set()
     files = find_files(sources, include, exclude)
     for name, path in files:
-        text = read_text(path)
-        pieces = text.split(separator) if separator else [text]
-        for number, piece in enumerate(pieces):
-            digest = hashlib.blake2b(piece.encode(), digest_size=16).digest()
-            if piece.strip() and digest not in seen:
+        for document in documents_of(name, path, separator):
+            digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+            if digest not in seen:
                 seen.add(digest)
-                documents.append(Document(f"{name}#{number}" if len(pieces) > 1 else name, piece, path))
+                documents.append(document)
     if not documents:
         what = f"{files[0][1]} is empty" if len(files) == 1 else f"all {len(files)} files are empty, {files[0][1]} for one"
         raise ValueError(f"{what}: there is no text to read")
     return documents
+
+
+def documents_of(name: str, path: Path, separator: str | None) -> list[Document]:
+    """The documents of one file that are not blank."""
+    text = read_text(path)
+    pieces = text.split(separator) if separator else [text]
+    return [Document(f"{name}#{i}" if len(pieces) > 1 else name, piece, path) for i, piece in enumerate(pieces) if piece.strip()]
 
 
 def read_text(path: Source) -> str:
@@ -115,6 +122,8 @@ def split_documents(documents: Sequence[Document], fraction: float) -> tuple[lis
 
 
 def _split_tail(document: Document, fraction: float) -> tuple[list[Document], list[Document]]:
+    if document.learned is not None:
+        raise ValueError(f"{document.file} holds a single example, of which no part can be held out: give more, or other files as held_out")
     cut = int(len(document.text) * (1 - fraction))
     cut = document.text.rfind("\n", 0, cut) + 1 or cut
     if not 0 < cut < len(document.text):

@@ -17,7 +17,7 @@ from statescan.timeline import Timeline
 class Batch(NamedTuple):
     """Inputs (B, L), what follows each of them in its own document (B, L), and where documents begin.
 
-    A target of -100 is not predicted: its position does not exist.
+    A target of -100 is not predicted: its position does not exist, or what follows is only read.
     """
 
     inputs: Tensor
@@ -35,7 +35,8 @@ class Windows:
 
     So a state carried from window to window sees whole documents. Documents are drawn without replacement, in an order that ``seed``
     and the epoch decide; the reset before each keeps it from seeing its neighbour. A document longer than ``piece`` tokens is cut
-    into pieces that are drawn like documents (0: never), which keeps one long file from filling a row for a whole run.
+    into pieces that are drawn like documents (0: never), which keeps one long file from filling a row for a whole run. One that is not
+    predicted throughout stays whole: what is predicted may depend on all that stands before it.
 
     With several processes each takes its own ``batch_size`` rows of the same batch. ``position`` is all there is to save.
     """
@@ -47,7 +48,7 @@ class Windows:
             raise ValueError(f"batch_size and length must be positive, piece 0 or more; got {batch_size}, {length}, {piece}")
         self.corpus, self.length, self.seed = corpus, length, seed
         self._mine = slice(rank * batch_size, (rank + 1) * batch_size)
-        self._pieces = _cut(corpus.offsets, piece)
+        self._pieces = _cut(corpus, piece)
         self._epoch, self._drawn = 0, 0
         self._order = self._shuffle()
         self._rows = [self._draw() for _ in range(batch_size * world_size)]
@@ -67,7 +68,7 @@ class Windows:
                 n = min(self.length - filled, stop - here)
                 span = slice(filled, filled + n)
                 inputs[row, span] = self.corpus.tokens[here : here + n]
-                targets[row, span] = self.corpus.tokens[here + 1 : here + n + 1]
+                targets[row, span] = _targets(self.corpus, slice(here + 1, here + n + 1))
                 reset[row, filled] |= offset == 0
                 filled += n
                 self._rows[row] = (piece, offset + n) if here + n < stop else self._draw()
@@ -131,14 +132,24 @@ def held_out_batches(corpus: Corpus, batch_size: int, length: int) -> Iterator[B
         )
         for row, positions in enumerate(where):
             here = positions[begin : begin + length]
-            inputs[row, : len(here)], targets[row, : len(here)] = corpus.tokens[here], corpus.tokens[here + 1]
+            inputs[row, : len(here)], targets[row, : len(here)] = corpus.tokens[here], _targets(corpus, here + 1)
             reset[row, : len(here)], exists[row, : len(here)] = starts[here], True
         mask = None if exists.all() else torch.from_numpy(exists)
         yield Batch(torch.from_numpy(inputs), torch.from_numpy(targets), Timeline(torch.from_numpy(reset), mask))
 
 
-def _cut(offsets: np.ndarray, piece: int) -> list[tuple[int, int]]:
-    spans = [(int(a), int(b)) for a, b in itertools.pairwise(offsets)]
+def _targets(corpus: Corpus, where: slice | np.ndarray) -> np.ndarray:
+    tokens = corpus.tokens[where].astype(np.int64)
+    return tokens if corpus.learned is None else np.where(corpus.learned[where], tokens, -100)
+
+
+def _cut(corpus: Corpus, piece: int) -> list[tuple[int, int]]:
+    spans = [(int(a), int(b)) for a, b in itertools.pairwise(corpus.offsets)]
     if not piece:
         return spans
-    return [(at, min(at + piece, stop)) for start, stop in spans for at in range(start, stop, piece)]
+    whole = [corpus.learned is not None and not corpus.learned[start + 1 : stop + 1].all() for start, stop in spans]
+    return [
+        (at, stop if keep else min(at + piece, stop))
+        for (start, stop), keep in zip(spans, whole, strict=True)
+        for at in ([start] if keep else range(start, stop, piece))
+    ]

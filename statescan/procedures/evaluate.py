@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from statescan import state as states
 from statescan.data.corpus import Corpus, encode_documents
 from statescan.data.sources import read_documents
 from statescan.data.tokenizers import load_tokenizer
@@ -58,6 +59,7 @@ def evaluate_corpus(
             inputs, targets, timeline = batch.to(device)
             with context():
                 logits, state = model(inputs, timeline, state=None if reset_every_chunk else state, return_state=True)
+            state = states.trim(state)  # documents that have ended leave an attention cache
             nats += float(F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"))
     finally:
         model.train(was_training)

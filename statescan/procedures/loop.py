@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 import signal
 import threading
@@ -18,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,13 +26,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from statescan import state as states
-from statescan.data import Batch, Corpus, Windows, load_corpora, load_tokenizer
+from statescan.data import Batch, Corpus, Tokenizer, Windows, load_corpora, load_tokenizer
 from statescan.files import read_safetensors, write_json, write_safetensors
 from statescan.interop.pretrained import save_pretrained
 from statescan.procedures.checkpoint import generators, read_optimizer, read_weights_into, set_generators, write_optimizer
 from statescan.procedures.evaluate import evaluate_corpus, patterns
 from statescan.procedures.guard import NonFiniteError, first_non_finite
 from statescan.procedures.optim import make_optimizer, set_rate
+from statescan.procedures.options import check, plain
 from statescan.procedures.progress import Progress
 from statescan.procedures.runs import RunFolder, read_training_state
 from statescan.procedures.schedule import warmup_cosine
@@ -62,11 +62,26 @@ class TrainResult:
     """Of the whole held-out text, with the averaged weights if there is an EMA."""
 
 
+class Material(NamedTuple):
+    """What a run trains, and on what."""
+
+    model: Any
+    tokenizer: Tokenizer
+    train: Corpus
+    held_out: Corpus
+
+
 class Training:
-    """The parts of one run, and its loop."""
+    """The parts of one run, and its loop. What a run begins with and leaves behind is for subclasses to say."""
+
+    verb = "train"
+    """Of the command line that continues a run."""
+    may_change = MAY_CHANGE
+    measures_first = False
+    """Measure on held-out text before the first step too."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        _check(options)
+        check(options)
         self.o = o = SimpleNamespace(**options)
         try:
             from accelerate import Accelerator
@@ -75,16 +90,11 @@ class Training:
         self.accelerator: Any = Accelerator()
         accelerator = self.accelerator
         self.main = accelerator.is_main_process
-        self.folder = RunFolder(o.run)
-        self.tokenizer = load_tokenizer(o.tokenizer)
-        self.train_corpus, self.held_out = load_corpora(
-            o.data, self.tokenizer, o.held_out, fraction=o.held_out_fraction,
-            include=patterns(o.include), exclude=patterns(o.exclude), separator=o.separator,
-        )  # fmt: skip
+        self.folder = RunFolder(o.run, self.verb)
         _seed(o.seed)
-        built = o.model()
+        built, self.tokenizer, self.train_corpus, self.held_out = self.prepare()
         if not hasattr(built, "vocab_size"):
-            raise ValueError(f"{o.model.name} is not a language model: train takes a LanguageModel, for example mamba-tiny")
+            raise ValueError(f"{type(built).__name__} is not a language model: {self.verb} takes a LanguageModel, for example mamba-tiny")
         if built.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"the model's vocabulary has {built.vocab_size} entries, the tokenizer {self.tokenizer!r} {self.tokenizer.vocab_size}: "
@@ -93,7 +103,7 @@ class Training:
         if o.gradient_checkpointing:
             built.backbone.gradient_checkpointing = True
         if self.main:
-            self.folder.open(_plain(options), resume=o.resume, may_change=MAY_CHANGE)
+            self.folder.open(plain(options), resume=o.resume, may_change=self.may_change)
         accelerator.wait_for_everyone()
 
         self.windows = Windows(
@@ -111,6 +121,18 @@ class Training:
         self.tokens_per_step = o.batch_size * o.length * o.accumulate * accelerator.num_processes
         self.nats_to_bpb = 1 / self.train_corpus.bytes_per_token / math.log(2)
 
+    def prepare(self) -> Material:
+        """A new model, and text."""
+        o = self.o
+        if not isinstance(o.model, Spec):
+            raise ValueError(f"model must be a Spec: Spec(LanguageModel, ...), or find_model(name).spec; got {o.model!r}")
+        tokenizer = load_tokenizer(o.tokenizer)
+        corpora = load_corpora(
+            o.data, tokenizer, o.held_out, fraction=o.held_out_fraction,
+            include=patterns(o.include), exclude=patterns(o.exclude), separator=o.separator,
+        )  # fmt: skip
+        return Material(o.model(), tokenizer, *corpora)
+
     def run(self) -> TrainResult:
         o = self.o
         if o.resume:
@@ -121,6 +143,10 @@ class Training:
         progress.say(self._introduction())
         begun = time.perf_counter() - self.seconds
         self.model.train()
+        if self.measures_first and not self.step:
+            first = self._measure(progress, whole=True)
+            if self.main:
+                self.folder.log({"step": 0, "seconds": time.perf_counter() - begun, "tokens": 0, "held_out_bpb": first})
         with _stop_politely() as asked_to_stop:
             while self.step < o.steps:
                 loss, norm = self._step()
@@ -140,7 +166,7 @@ class Training:
                     progress.pause()
                 if stop and not end:
                     progress.close()
-                    raise Interrupted(f"stopped after step {self.step}; continue with: statescan train --resume {self.folder.path}")
+                    raise Interrupted(f"stopped after step {self.step}; continue with: statescan {self.verb} --resume {self.folder.path}")
         progress.close()
         return self._finish(progress)
 
@@ -149,20 +175,23 @@ class Training:
         o = self.o
         set_rate(self.optimizer, warmup_cosine(self.step, o.steps, o.warmup, o.final_lr))
         total = 0.0
-        batch, before = next(self.windows).to(self.accelerator.device), self.state
-        for micro in range(o.accumulate):
-            if micro:
-                batch, before = next(self.windows).to(self.accelerator.device), self.state
+        batches = self._draw()
+        counts = [int((batch.targets >= 0).sum()) for batch in batches]
+        # Every target of the step counts the same, wherever it stands; DDP takes the mean over processes.
+        every = self._sum(sum(counts)) / self.accelerator.num_processes
+        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+            before = self.state
             last = micro == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():
                     logits, after = self.model(batch.inputs, batch.timeline, state=before, return_state=True)
-                loss = self.bare.loss(logits, batch.targets)  # type: ignore[operator]
-                total += float(loss.detach()) / o.accumulate
+                # Nothing to predict is no loss, but DDP waits for a gradient.
+                loss = self.bare.loss(logits, batch.targets) * (count / every) if count else logits.sum() * 0  # type: ignore[operator]
+                total += float(loss.detach())
                 if not math.isfinite(total):
                     self._explain("loss", batch, before)
-                self.accelerator.backward(loss / o.accumulate)
-            self.state = states.detach(after) if o.carry_state else None
+                self.accelerator.backward(loss)
+            self._carry(after)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
@@ -174,6 +203,20 @@ class Training:
         if self.ema is not None:
             self.ema.update_parameters(self.bare)
         return total, float(norm)
+
+    def _draw(self) -> list[Batch]:
+        """The batches of a step, at least one with something to predict: those that only hold prompts are read for their state."""
+        device = self.accelerator.device
+        while True:
+            batches = [next(self.windows).to(device) for _ in range(self.o.accumulate)]
+            if self._any_process(any(bool((batch.targets >= 0).any()) for batch in batches)):
+                return batches
+            for batch in batches:
+                with torch.no_grad(), self._autocast():
+                    self._carry(self.bare(batch.inputs, batch.timeline, state=self.state, return_state=True)[1])
+
+    def _carry(self, after: Any) -> None:
+        self.state = states.trim(states.detach(after)) if self.o.carry_state else None
 
     def _explain(self, what: str, batch: Batch, before: Any) -> None:
         """Stop, naming the first layer that is not finite. No optimiser step was taken, so no weight is spoilt by this one."""
@@ -211,12 +254,12 @@ class Training:
     # -- checkpoints ------------------------------------------------------------------------------------------------------------
 
     def _save(self, progress: Progress) -> None:
-        carried = None if self.state is None else states.map_tensors(self.accelerator.gather, self.state)
+        carried = None if self.state is None else states.map_tensors(self._gather, self.state)
         if not self.main:
             return
 
         def fill(folder: Path) -> None:
-            save_pretrained(self.bare, folder, self.tokenizer)
+            self.write_weights(folder)
             write_optimizer(folder / "optimizer.safetensors", self.bare, self.optimizer)
             if self.ema is not None:
                 write_safetensors(folder / "ema.safetensors", dict(self.ema.module.named_parameters()))
@@ -226,7 +269,7 @@ class Training:
             write_safetensors(folder / "rng.safetensors", tensors)
             progress_made = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "recent": self.recent}
             updates = 0 if self.ema is None else int(self.ema.n_averaged)
-            reading = {"data": _fingerprint(self.train_corpus), "position": self.windows.position}
+            reading = {"data": self.fingerprint(), "position": self.windows.position}
             write_json(folder / "training.json", {**progress_made, "ema_updates": updates, **reading, "generators": plain})
 
         self.folder.write_checkpoint(self.step, fill, self.o.keep)
@@ -237,9 +280,9 @@ class Training:
         if folder is None:
             return  # stopped before the first checkpoint: the beginning is where it left off
         saved = read_training_state(folder)
-        if saved["data"] != _fingerprint(self.train_corpus):
+        if saved["data"] != self.fingerprint():
             raise ValueError(f"the text in {self.o.data} is not what {folder} was trained on: put it back, or begin a new run")
-        read_weights_into(self.bare, folder / "model.safetensors")
+        self.read_weights(folder)
         read_optimizer(folder / "optimizer.safetensors", self.bare, self.optimizer)
         if self.ema is not None:
             read_weights_into(self.ema.module, folder / "ema.safetensors")
@@ -248,19 +291,37 @@ class Training:
             rows = self.o.batch_size
             first = self.accelerator.process_index * rows
             whole = states.load(folder / "state.safetensors", self.accelerator.device)
-            self.state = states.map_tensors(lambda t: t[first : first + rows].clone(), whole)
+            self.state = states.trim(states.map_tensors(lambda t: t[first : first + rows].clone(), whole))
         self.windows.position = saved["position"]
         self.step, self.tokens, self.seconds, self.recent = saved["step"], saved["tokens"], saved["seconds"], saved["recent"]
         set_generators(read_safetensors(folder / "rng.safetensors")[0], saved["generators"])
 
+    def write_weights(self, folder: Path) -> None:
+        """Into a checkpoint."""
+        save_pretrained(self.bare, folder, self.tokenizer)
+
+    def read_weights(self, folder: Path) -> None:
+        """From a checkpoint."""
+        read_weights_into(self.bare, folder / "model.safetensors")
+
+    def fingerprint(self) -> str:
+        """Of all that a continued run must find as it was."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.train_corpus.tokens).data, digest_size=16)
+        if self.train_corpus.learned is not None:
+            digest.update(np.packbits(self.train_corpus.learned).data)
+        return digest.hexdigest()
+
+    def write_result(self, folder: Path) -> str:
+        """The trained model into the run folder; what to tell the user."""
+        save_pretrained(self._best(), folder, self.tokenizer)
+        return f"{folder} holds the model; try: statescan generate {folder} --prompt ..."
+
     def _finish(self, progress: Progress) -> TrainResult:
-        """The trained model into the run folder."""
         o = self.o
         if math.isnan(self.last_measured):
             self._measure(progress, whole=True)  # a finished run was resumed
         if self.main:
-            save_pretrained(self._best(), self.folder.path, self.tokenizer)
-            progress.say(f"done: {self.folder.path} holds the model; try: statescan generate {self.folder.path} --prompt ...")
+            progress.say(f"done: {self.write_result(self.folder.path)}")
         return TrainResult(self.folder.path, o.steps, self.tokens, self.seconds, self.recent, self.last_measured)
 
     # -- small things -----------------------------------------------------------------------------------------------------------
@@ -268,52 +329,27 @@ class Training:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16) if self.o.precision == "bf16" else nullcontext()
 
-    def _any_process(self, flag: bool) -> bool:
+    def _sum(self, number: float) -> float:
+        """Over all processes."""
         if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
+            return number
+        return float(self.accelerator.reduce(torch.tensor(float(number), device=self.accelerator.device)))
+
+    def _any_process(self, flag: bool) -> bool:
+        return self._sum(flag) > 0
+
+    def _gather(self, field: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes; caches of different lengths end together."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(field, dim=1, pad_first=True))
 
     def _introduction(self) -> str:
-        count = sum(p.numel() for p in self.bare.parameters())
+        count, trained = sum(p.numel() for p in self.bare.parameters()), sum(p.numel() for p in self.parameters)
+        of_them = "" if count == trained else f", {trained:,} of them trained"
         again = f", from step {self.step}" if self.step else ""
         return (
-            f"{count:,} parameters, {self.o.steps} steps of {self.tokens_per_step:,} tokens{again}; training on "
+            f"{count:,} parameters{of_them}, {self.o.steps} steps of {self.tokens_per_step:,} tokens{again}; training on "
             f"{self.train_corpus.n_bytes:,} bytes in {len(self.train_corpus.names)} documents, {self.held_out.n_bytes:,} bytes held out"
         )
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Impossible options, before anything is read or written."""
-    positive = ("steps", "batch_size", "length", "accumulate", "lr", "log_every", "keep")
-    not_negative = ("piece", "warmup", "weight_decay", "clip", "eval_every", "eval_bytes", "save_every")
-    for name in positive:
-        if not options[name] > 0:
-            raise ValueError(f"{name} must be greater than 0; got {options[name]}")
-    for name in not_negative:
-        if not options[name] >= 0:
-            raise ValueError(f"{name} must be 0 or more; got {options[name]}")
-    for name, top in (("ema", 1), ("final_lr", 1), ("held_out_fraction", 1)):
-        if not 0 <= options[name] <= top:
-            raise ValueError(f"{name} must lie between 0 and 1; got {options[name]}")
-    if options["ema"] == 1:
-        raise ValueError("ema=1 would never move from the initial weights: 0.999 averages about the last 1000 steps")
-    if options["precision"] not in ("fp32", "bf16"):
-        raise ValueError(f"precision must be 'fp32' or 'bf16'; got {options['precision']!r}")
-    if not all(0 <= beta < 1 for beta in options["betas"]):
-        raise ValueError(f"betas must lie in [0, 1); got {tuple(options['betas'])}")
-    if not 0 <= options["seed"] < 2**63:
-        raise ValueError(f"seed must lie in 0..2^63-1; got {options['seed']}")
-    if not isinstance(options["model"], Spec):
-        raise ValueError(f"model must be a Spec: Spec(LanguageModel, ...), or find_model(name).spec; got {options['model']!r}")
-
-
-def _plain(value: Any) -> Any:
-    """The options as YAML can hold them, every default of the model written out."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items() if key != "resume"}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return _plain(value.to_dict()) if isinstance(value, Spec) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _seed(seed: int) -> None:
@@ -324,10 +360,6 @@ def _seed(seed: int) -> None:
 
 def _every(n: int, step: int) -> bool:
     return n > 0 and step % n == 0
-
-
-def _fingerprint(corpus: Corpus) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(corpus.tokens).data, digest_size=16).hexdigest()
 
 
 @contextmanager

@@ -35,8 +35,8 @@ METRICS = ("step", "seconds", "tokens", "lr", "train_bpb", "grad_norm", "tokens_
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], verb: str = "train") -> None:
+        self.path, self.verb = Path(path), verb
         self.checkpoints = self.path / "checkpoints"
         self._plots_missing_said = False
 
@@ -45,7 +45,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if file.is_file() and not resume:
             raise ValueError(
-                f"{self.path} holds a run already: continue it with `statescan train --resume {self.path}`, or choose another folder"
+                f"{self.path} holds a run already: continue it with `statescan {self.verb} --resume {self.path}`, or choose another folder"
             )
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: the run needs a folder")
@@ -120,7 +120,7 @@ class RunFolder:
 
     def begin_metrics(self, step: int) -> None:
         """Keep the rows up to a step: what a killed run logged after its last checkpoint is done again."""
-        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        rows = [row for row in self.read_metrics() if step and row["step"] <= step]
         lines = [",".join(METRICS), *(",".join(_cell(row.get(key)) for key in METRICS) for row in rows)]
         write_text(self.metrics_file, "\n".join(lines) + "\n")
 

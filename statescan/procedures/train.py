@@ -5,13 +5,10 @@ The loop itself is :mod:`statescan.procedures.loop`.
 
 from __future__ import annotations
 
-import inspect
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from statescan.procedures.loop import Interrupted, Training, TrainResult
+from statescan.procedures.options import read_options
 from statescan.spec import Spec
 
 __all__ = ["Interrupted", "TrainResult", "resume", "train"]
@@ -93,12 +90,5 @@ def train(
 
 def resume(run: str, quiet: bool = False) -> TrainResult:
     """Continue a run from its folder alone."""
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.yaml")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    known = inspect.signature(train).parameters
-    unknown = sorted(config.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"{file} has an option {unknown[0]!r} that train does not have")
+    config = read_options(run, train)
     return train(**{**config, "model": Spec.from_dict(config["model"]), "run": run, "quiet": quiet, "resume": True})
