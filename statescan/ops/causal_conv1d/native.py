@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
-from statescan.ops.causal_conv1d import op
+from statescan.ops.causal_conv1d.recorded import implement
 from statescan.ops.native_gate import view
 
 MAX_TAPS = 16
@@ -63,48 +61,4 @@ def _backward(
     return gx, gweight, gbias, gstate
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(state.shape)
-
-
-def _fake_backward(
-    gy: Tensor, glast: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return gate.fake_like(x, x), gate.fake_like(weight, x), gate.fake_like(bias, x), gate.fake_like(state, x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.silu = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _gradients(ctx: Any, gy: Tensor | None, glast: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, weight, bias, state, reset, mask = ctx.saved_tensors
-    if gy is None:
-        gy = torch.zeros_like(x)
-    gx, gweight, gbias, gstate = _conv_backward(gy, glast, x, weight, bias, state, reset, mask, ctx.silu)
-    return gx, gweight, None if bias is None else gbias, gstate, None, None, None
-
-
-_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor state, Tensor? reset, Tensor? mask, bool silu"
-_conv, _conv_backward = gate.register(
-    "causal_conv1d",
-    f"({_INPUTS}) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
-    f"(Tensor gy, Tensor? glast, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward,
-    _fake_backward,
-    _setup,
-    _gradients,
-)
-
-
-@op.implementation("native", _refuse)
-def native(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor, reset: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y (B, L, E) and the last K - 1 existing inputs (B, K-1, E)."""
-    arguments = (x, weight.float(), gate.floats(bias), state, reset, mask, activation == "silu")
-    return _forward(*arguments) if gate.direct(*arguments[:-1]) else _conv(*arguments)
+implement("native", _refuse, _forward, _backward)

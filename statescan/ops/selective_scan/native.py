@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
 from statescan.ops.native_gate import view
-from statescan.ops.selective_scan import op
+from statescan.ops.selective_scan.recorded import implement
 
 MAX_N = 512
 """Scratch grows with N; beyond this the matrix form of ``portable`` serves better."""
@@ -85,66 +83,8 @@ def _backward(
     return tuple(gate.or_empty(t) for t in outputs)
 
 
-def _fake(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, width = x.shape
-    n, save = A.shape[1], rest[-1]
-    shape = (batch, _chunks(length), n, width) if save else (0,)
-    last, chunks = (x.new_empty(size, dtype=torch.float32) for size in ((batch, width, n), shape))
-    return x.new_empty(x.shape), last, chunks
+def _states(batch: int, length: int, width: int, n: int) -> tuple[int, ...]:
+    return batch, _chunks(length), n, width
 
 
-def _fake_backward(
-    gy: Tensor, glast: Tensor | None, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None,
-    chunks: Tensor, softplus: bool, unit: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    state = x.new_empty((x.shape[0], x.shape[2], A.shape[1]), dtype=torch.float32)
-    return tuple(gate.fake_like(t, x) for t in (x, delta, A, B, C, D, z, delta_bias, state, reset_to, interval))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, delta, A, B, C, D, z, bias, _, reset_to, reset, mask, interval, ctx.softplus, ctx.unit, _ = inputs
-    ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, output[2])
-
-
-def _gradients(ctx: Any, gy: Tensor | None, glast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, chunks = ctx.saved_tensors
-    if gy is None:
-        gy = torch.zeros_like(x)
-    found = _scan_backward(gy, glast, x, delta, A, B, C, D, z, bias, reset_to, reset, mask, interval, chunks, ctx.softplus, ctx.unit)
-    present = (x, delta, A, B, C, D, z, bias, x, reset_to, interval)
-    g = [gradient if tensor is not None else None for gradient, tensor in zip(found, present, strict=True)]
-    return (*g[:10], None, None, g[10], None, None, None)
-
-
-_INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
-_LINE = "Tensor? reset_to, Tensor? reset, Tensor? mask, Tensor? interval"
-_scan, _scan_backward = gate.register(
-    "selective_scan",
-    f"({_INPUTS}, Tensor state, {_LINE}, bool softplus, float unit, bool save) -> (Tensor, Tensor, Tensor)",
-    _forward,
-    _fake,
-    f"(Tensor gy, Tensor? glast, {_INPUTS}, {_LINE}, Tensor chunks, bool softplus, float unit) -> ({', '.join(['Tensor'] * 11)})",
-    _backward,
-    _fake_backward,
-    _setup,
-    _gradients,
-)
-
-
-@op.implementation("native", _refuse)
-def native(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
-    interval: Tensor | float | None, return_states: bool,
-) -> tuple[Tensor, Tensor, None]:  # fmt: skip
-    """y (B, L, E) and the last state (B, E, N)."""
-    time = gate.floats(interval) if isinstance(interval, Tensor) else None
-    unit = float(interval) if interval is not None and not isinstance(interval, Tensor) else 1.0
-    A, D, delta_bias = A.float(), gate.floats(D), gate.floats(delta_bias)
-    inputs = (x, delta, A, B, C, D, z, delta_bias, state, reset_to)
-    arguments = (*inputs, reset, mask, time, delta_softplus, unit, gate.needs_gradient(*inputs, time))
-    y, last, _ = _forward(*arguments) if gate.direct(*inputs, reset, mask, time) else _scan(*arguments)
-    return y, last, None
+implement("native", _refuse, _forward, _backward, _states)
