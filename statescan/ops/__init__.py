@@ -6,6 +6,7 @@ from statescan.ops.delta_rule import delta_rule
 from statescan.ops.diagonal_scan import diagonal_scan
 from statescan.ops.fft_conv import fft_conv
 from statescan.ops.linear_attention import linear_attention
+from statescan.ops.mlstm import mlstm
 from statescan.ops.quantized_linear import quantized_linear
 from statescan.ops.rms_norm import rms_norm
 from statescan.ops.selective_scan import selective_scan
@@ -19,6 +20,7 @@ __all__ = [
     "diagonal_scan",
     "fft_conv",
     "linear_attention",
+    "mlstm",
     "quantized_linear",
     "rms_norm",
     "selective_scan",

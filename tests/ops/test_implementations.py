@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import statescan.ops._template  # noqa: F401 - held to the same law
 from statescan.ops.case import Case
@@ -49,6 +51,8 @@ GRID = [
 def widen(value: Any) -> Any:
     if isinstance(value, Timeline):
         return Timeline(*(widen(field) for field in value))
+    if isinstance(value, tuple):  # a state of several tensors
+        return tuple(widen(part) for part in value)
     if not isinstance(value, Tensor) or value.dtype == torch.bool:
         return value
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
@@ -60,21 +64,32 @@ def rounded(output: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.complex(*parts) if output.is_complex() else parts[0]).to(output.dtype)
 
 
+def leaves(arguments: dict[str, Any], change: Callable[[Tensor], Tensor]) -> tuple[dict[str, Any], Results]:
+    """The arguments with ``change`` applied to every tensor, those inside tuples too (but not to the timeline), and these by name."""
+    line = arguments["timeline"]
+    found, structure = pytree.tree_flatten_with_path({k: v for k, v in arguments.items() if k != "timeline"})
+    changed = [change(leaf) if isinstance(leaf, Tensor) else leaf for _, leaf in found]
+    named = {
+        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): leaf
+        for (path, _), leaf in zip(found, changed, strict=True)
+        if isinstance(leaf, Tensor)
+    }
+    return pytree.tree_unflatten(changed, structure) | {"timeline": line}, named
+
+
 def results(op: str, name: str, arguments: dict[str, Any]) -> Results:
     """Every output, and the gradient of every tensor argument under random cotangents."""
-    arguments = dict(arguments)
-    inputs = {k: v.detach().clone().requires_grad_() for k, v in arguments.items() if isinstance(v, Tensor)}
+    arguments, inputs = leaves(arguments, lambda tensor: tensor.detach().clone().requires_grad_())
     line = arguments["timeline"]
     if isinstance(line.interval, Tensor):
         inputs["interval"] = line.interval.detach().clone().requires_grad_()
         arguments["timeline"] = line._replace(interval=inputs["interval"])
-    arguments |= {k: v for k, v in inputs.items() if k != "interval"}
     with implementation(name):
-        outputs = function_of(op)(**arguments)
+        outputs = pytree.tree_leaves(function_of(op)(**arguments))
     generator = torch.Generator().manual_seed(1)
     cotangents = [rounded(output, generator) for output in outputs]
     gradients = torch.autograd.grad(outputs, list(inputs.values()), cotangents, allow_unused=True)
-    named = {("y", "last state", "all states")[i]: output.detach() for i, output in enumerate(outputs)}
+    named = {f"output {i}" if i else "y": output.detach() for i, output in enumerate(outputs)}
     pairs = zip(inputs.items(), gradients, strict=True)
     return named | {f"gradient of {k}": torch.zeros_like(v) if g is None else g for (k, v), g in pairs}
 
@@ -142,16 +157,16 @@ def test_reference_passes_gradcheck(op: str) -> None:
         arguments["timeline"] = arguments["timeline"]._replace(reset=torch.tensor([[False, False, True, False]]))
     if "mask" in case.options:
         arguments["timeline"] = arguments["timeline"]._replace(mask=torch.tensor([[True, False, True, True]]))
-    arguments = {k: v.nan_to_num(0.4).requires_grad_() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+    arguments, inputs = leaves(arguments, lambda tensor: tensor.nan_to_num(0.4).requires_grad_())
     line = arguments["timeline"]
     if isinstance(line.interval, Tensor):
         arguments["timeline"] = line._replace(interval=line.interval.nan_to_num(0.4))
-    names = [k for k, v in arguments.items() if isinstance(v, Tensor)]
 
     def run(*tensors: Tensor) -> Any:
-        return function_of(op)(**arguments | dict(zip(names, tensors, strict=True)))
+        given = iter(tensors)
+        return tuple(pytree.tree_leaves(function_of(op)(**leaves(arguments, lambda _: next(given))[0])))
 
-    tensors = tuple(arguments[k] for k in names)
+    tensors = tuple(inputs.values())
     with implementation("reference"):
         assert torch.autograd.gradcheck(run, tensors, fast_mode=True)
     with implementation("portable"):
