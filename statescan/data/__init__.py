@@ -1,5 +1,6 @@
 """Text to token batches: sources, tokenizers, corpora, windows."""
 
+from statescan.data.chat import ChatTemplate, read_examples
 from statescan.data.corpus import Corpus, encode_documents, load_corpora
 from statescan.data.sources import Document, find_files, read_documents, split_documents
 from statescan.data.tokenizers import ByteTokenizer, JsonTokenizer, Tokenizer, load_tokenizer
@@ -8,6 +9,7 @@ from statescan.data.windows import Batch, Windows, held_out_batches
 __all__ = [
     "Batch",
     "ByteTokenizer",
+    "ChatTemplate",
     "Corpus",
     "Document",
     "JsonTokenizer",
@@ -19,5 +21,6 @@ __all__ = [
     "load_corpora",
     "load_tokenizer",
     "read_documents",
+    "read_examples",
     "split_documents",
 ]

@@ -111,13 +111,20 @@ def load_corpora(
 ) -> tuple[Corpus, Corpus]:
     """(training, held-out): by file name from ``data``, or ``held_out`` as given. No text is in both."""
     how: dict[str, Any] = {"include": include, "exclude": exclude, "separator": separator}
-    documents = read_documents(data, **how)
+    test = None if held_out is None else read_documents(held_out, **how)
+    return split_corpora(read_documents(data, **how), test, tokenizer, fraction)
+
+
+def split_corpora(
+    documents: Sequence[Document], held_out: Sequence[Document] | None, tokenizer: Tokenizer, fraction: float
+) -> tuple[Corpus, Corpus]:
+    """(training, held-out): some of the documents, by name, or those given, which are then not trained on."""
     if held_out is None:
         train, test = split_documents(documents, fraction)
     else:
-        test = read_documents(held_out, **how)
+        test = list(held_out)
         texts = {d.text for d in test}
         train = [d for d in documents if d.text not in texts]
         if not train:
-            raise ValueError(f"every document of {data} is held out too, in {held_out}: nothing is left to train on")
+            raise ValueError(f"every document, {documents[0].file} for one, is held out too: nothing is left to train on")
     return encode_documents(train, tokenizer), encode_documents(test, tokenizer)

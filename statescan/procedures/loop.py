@@ -76,13 +76,13 @@ class Training:
 
     verb = "train"
     """Of the command line that continues a run."""
-    may_change = MAY_CHANGE
+    may_change: tuple[str, ...] = MAY_CHANGE
     measures_first = False
     """Measure on held-out text before the first step too."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         check(options)
-        self.o = o = SimpleNamespace(**options)
+        self.o = o = SimpleNamespace(**{"ema": 0.0, **options})  # finetuning keeps no average
         try:
             from accelerate import Accelerator
         except ImportError as error:

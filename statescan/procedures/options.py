@@ -24,9 +24,9 @@ def check(options: dict[str, Any]) -> None:
         if not options[name] >= 0:
             raise ValueError(f"{name} must be 0 or more; got {options[name]}")
     for name, top in (("ema", 1), ("final_lr", 1), ("held_out_fraction", 1)):
-        if not 0 <= options[name] <= top:
+        if name in options and not 0 <= options[name] <= top:
             raise ValueError(f"{name} must lie between 0 and 1; got {options[name]}")
-    if options["ema"] == 1:
+    if options.get("ema") == 1:
         raise ValueError("ema=1 would never move from the initial weights: 0.999 averages about the last 1000 steps")
     if options["precision"] not in ("fp32", "bf16"):
         raise ValueError(f"precision must be 'fp32' or 'bf16'; got {options['precision']!r}")
