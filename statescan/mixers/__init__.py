@@ -2,10 +2,12 @@
 
 from statescan.mixers.attention import Attention, AttentionState, GrowingAttentionState
 from statescan.mixers.bidirectional import Bidirectional
+from statescan.mixers.cross_attention import CrossAttention
 from statescan.mixers.delta import DeltaState
 from statescan.mixers.deltanet import DeltaNet
 from statescan.mixers.gated_deltanet import GatedDeltaNet
 from statescan.mixers.gla import GLA, MatrixState
+from statescan.mixers.gmu import GatedMemoryUnit
 from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
 from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
@@ -29,9 +31,11 @@ __all__ = [
     "Attention",
     "AttentionState",
     "Bidirectional",
+    "CrossAttention",
     "DeltaNet",
     "DeltaState",
     "GatedDeltaNet",
+    "GatedMemoryUnit",
     "GatedShortConv",
     "GrowingAttentionState",
     "LRUState",

@@ -8,17 +8,17 @@ How resets, masks and the cache work together: docs/decisions/0007-attention-und
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import RMSNorm
+from statescan.layers import OffsetRMSNorm, RMSNorm
 from statescan.layers.rotary import rotate
 from statescan.mixers.sight import Shared, Sight, attend, remember, take
 from statescan.ops.checks import check_positive
 from statescan.parameters import Dynamic
-from statescan.protocols import Bus, CausalMixer
+from statescan.protocols import Bus, CausalMixer, State
 from statescan.registry import register
 from statescan.state import state as declare_state
 from statescan.timeline import Timeline, hide
@@ -43,6 +43,11 @@ class GrowingAttentionState(NamedTuple):
     keys: Tensor
     values: Tensor
     position: Tensor
+
+    def trim(self) -> GrowingAttentionState:
+        """The entries that the row with the most of them has filled."""
+        first = self.keys.shape[1] - int(self.position.max())
+        return GrowingAttentionState(self.keys[:, first:], self.values[:, first:], self.position)
 
 
 def head_sizes(d_model: int, num_heads: int, num_kv_heads: int | None, head_dim: int | None) -> tuple[int, int, int]:
@@ -89,8 +94,49 @@ def see(difference: nn.Module | None, q: Tensor, k: Tensor, v: Tensor, sight: Si
     return difference(*(attend(q[:, :, i::2], k[:, :, i::2], pairs, sight, window, scale) for i in (0, 1)))
 
 
+class Caching(CausalMixer):
+    """A mixer that keeps entries (heads, width) of the positions that it has seen: of all, of a window, or as many as fit."""
+
+    states: ClassVar[tuple[type, type]] = (AttentionState, GrowingAttentionState)
+    """Of constant size, and growing; the entries come first, then ``position``."""
+    window: int | None
+    capacity: int | None
+
+    def slots(self, state: State | None, *entries: Tensor) -> list[Tensor]:
+        """The cached entries, followed by those of the call (B, L, H, P), which stand in slots."""
+        if state is None:
+            return list(entries)
+        return [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, entries, strict=False)]
+
+    def after(self, slots: Sequence[Tensor], sight: Sight, length: int, state: State | None) -> State:
+        """The state behind the last of ``length`` positions."""
+        constant, growing = self.states
+        if isinstance(state, constant):
+            capacity = slots[0].shape[1] - length
+        elif state is None and self.window is not None:
+            capacity = self.window - 1
+        elif state is None and self.capacity is not None:
+            capacity = self.capacity
+        else:
+            return growing(*(remember(entry, length, sight, entry.shape[1]) for entry in slots), sight.last)
+        # A traced graph cannot look at values: there the caller counts.
+        if self.window is None and not torch.compiler.is_compiling() and bool((sight.last > capacity).any()):
+            raise ValueError(
+                f"the cache holds {capacity} positions and a row has {int(sight.last.max())}: give init_state a larger capacity"
+            )
+        return constant(*(remember(entry, length, sight, capacity) for entry in slots), sight.last)
+
+    def nothing(self, batch_size: int, capacity: int | None, device: torch.device | str | None, *entries: tuple[int, int]) -> State:
+        """The state before the first position, for entries of these (heads, width)."""
+        like = next(p for p in self.parameters() if p.is_floating_point())
+        where = like.device if device is None else device
+        size = self.window - 1 if self.window is not None else self.capacity if capacity is None else capacity
+        empty = (torch.zeros(batch_size, size or 0, *entry, dtype=like.dtype, device=where) for entry in entries)
+        return self.states[size is None](*empty, torch.zeros(batch_size, dtype=torch.long, device=where))
+
+
 @register
-class Attention(CausalMixer):
+class Attention(Caching):
     """Causal attention, H heads of P channels over Hkv heads of keys and values::
 
         q, k, v = q_proj(x), k_proj(x), v_proj(x)
@@ -111,7 +157,7 @@ class Attention(CausalMixer):
         capacity: entries of the cache of a layer without a window. None lets it grow, unless ``init_state`` is given a capacity.
         rotary_base: base of the rotary angles; None is no positions.
         rotary_dim: channels of a head that turn; None is all.
-        qk_norm: RMS norm of each head's query and key.
+        qk_norm: RMS norm of each head's query and key; "offset" scales it by 1 + weight; "whole" is one norm over all heads.
         norm_eps: of every norm here.
         bias: biases of q_proj, k_proj and v_proj.
         out_bias: bias of o_proj.
@@ -125,9 +171,9 @@ class Attention(CausalMixer):
 
     residual_outputs = ("o_proj",)
     examples = (
-        {"num_heads": 4, "num_kv_heads": 2, "window": 8, "gate": True, "bias": True},
+        {"num_heads": 4, "num_kv_heads": 2, "window": 8, "gate": True, "bias": True, "qk_norm": "whole"},
         {"num_heads": 4, "capacity": 48, "qk_norm": True, "rotary_dim": 4, "out_bias": True},
-        {"num_heads": 4, "num_kv_heads": 2, "head_dim": 10, "window": 9, "lambda_init": 0.3, "rotary_base": None},
+        {"num_heads": 4, "num_kv_heads": 2, "head_dim": 10, "window": 9, "lambda_init": 0.3, "rotary_base": None, "qk_norm": "offset"},
     )
 
     def __init__(
@@ -140,7 +186,7 @@ class Attention(CausalMixer):
         capacity: int | None = None,
         rotary_base: float | None = 10000.0,
         rotary_dim: int | None = None,
-        qk_norm: bool = False,
+        qk_norm: bool | Literal["offset", "whole"] = False,
         norm_eps: float = 1e-5,
         bias: bool = False,
         out_bias: bool = False,
@@ -164,8 +210,9 @@ class Attention(CausalMixer):
         self.q_proj = nn.Linear(d_model, queries * (2 if gate else 1), bias=bias)
         self.k_proj = nn.Linear(d_model, keys, bias=bias)
         self.v_proj = nn.Linear(d_model, keys, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
+        self.norms_heads, norm = qk_norm != "whole", OffsetRMSNorm if qk_norm == "offset" else RMSNorm
+        self.q_norm = norm(self.head_dim if self.norms_heads else queries, norm_eps) if qk_norm else None
+        self.k_norm = norm(self.head_dim if self.norms_heads else keys, norm_eps) if qk_norm else None
         heads = (self.num_heads, self.num_kv_heads, self.head_dim)
         self.difference = None if lambda_init is None else Difference(*heads, lambda_init, norm_eps)
         self.o_proj = nn.Linear(queries, d_model, bias=out_bias)
@@ -189,38 +236,21 @@ class Attention(CausalMixer):
             q, gate = q.chunk(2, dim=-1)
         k, v = (proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            if self.norms_heads:
+                q, k = self.q_norm(q), self.k_norm(k)
+            else:
+                q, k = (norm(t.flatten(2)).view_as(t) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         if self.rotary_base is not None:
             q, k = (rotate(t, sight.position, self.rotary_base, self.rotary_dim) for t in (q, k))
-        k, v = take(k, sight.order), take(v, sight.order)
-        if state is not None:
-            k, v = torch.cat([state.keys.to(k.dtype), k], 1), torch.cat([state.values.to(v.dtype), v], 1)
+        k, v = self.slots(state, take(k, sight.order), take(v, sight.order))
         if self.share is not None and bus is not None:
-            bus[self.share] = Shared(k, v, sight)
+            rotary = None if self.rotary_base is None else (self.rotary_base, self.rotary_dim)
+            bus[self.share] = Shared(k, v, sight, self.window, rotary)
         y = see(self.difference, q, k, v, sight, self.window, self.scale).flatten(2)
         if gate is not None:
             y = y * torch.sigmoid(gate.flatten(2))
         y = hide(self.o_proj(y), timeline)
-        return (y, self._after(k, v, sight, length, state)) if return_state else y
-
-    def _after(
-        self, keys: Tensor, values: Tensor, sight: Sight, length: int, state: AttentionState | GrowingAttentionState | None
-    ) -> AttentionState | GrowingAttentionState:
-        if isinstance(state, AttentionState):
-            capacity = state.keys.shape[1]
-        elif state is None and self.window is not None:
-            capacity = self.window - 1
-        elif state is None and self.capacity is not None:
-            capacity = self.capacity
-        else:
-            grown = keys.shape[1]
-            return GrowingAttentionState(remember(keys, length, sight, grown), remember(values, length, sight, grown), sight.last)
-        # A traced graph cannot look at values: there the caller counts.
-        if self.window is None and not torch.compiler.is_compiling() and bool((sight.last > capacity).any()):
-            raise ValueError(
-                f"the cache holds {capacity} positions and a row has {int(sight.last.max())}: give init_state a larger capacity"
-            )
-        return AttentionState(remember(keys, length, sight, capacity), remember(values, length, sight, capacity), sight.last)
+        return (y, self.after((k, v), sight, length, state)) if return_state else y
 
     def init_state(
         self,
@@ -232,10 +262,5 @@ class Attention(CausalMixer):
         device: torch.device | str | None = None,
     ) -> AttentionState | GrowingAttentionState:
         """Nothing seen. ``capacity`` sizes the cache of a layer without a window; that of a window holds window - 1 keys."""
-        like = next(p for p in self.parameters() if p.is_floating_point())
-        where = like.device if device is None else device
-        size = self.window - 1 if self.window is not None else self.capacity if capacity is None else capacity
-        cls = GrowingAttentionState if size is None else AttentionState
-        shape = (batch_size, size or 0, self.num_kv_heads, self.head_dim)
-        keys, values = (torch.zeros(shape, dtype=like.dtype, device=where) for _ in range(2))
-        return cls(keys, values, torch.zeros(batch_size, dtype=torch.long, device=where))
+        entry = (self.num_kv_heads, self.head_dim)
+        return self.nothing(batch_size, capacity, device, entry, entry)

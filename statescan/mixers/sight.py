@@ -68,6 +68,9 @@ class Shared(NamedTuple):
     """(B, C + L, Hkv, P)"""
     values: Tensor
     sight: Sight
+    window: int | None
+    rotary: tuple[float, int] | None
+    """Base and width of the angles by which the keys were turned."""
 
 
 def take(x: Tensor, index: Tensor | None) -> Tensor:

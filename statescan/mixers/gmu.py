@@ -1,0 +1,73 @@
+"""The Gated Memory Unit: a layer's scan, read again by the layers above it.
+
+Paper: Ren et al., "Decoder-Hybrid-Decoder Architecture for Efficient Reasoning with Long Generation" (SambaY), 2025,
+https://arxiv.org/abs/2507.06607.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.ops.checks import check_positive
+from statescan.protocols import Bus, CausalMixer
+from statescan.registry import register
+from statescan.timeline import Timeline, hide
+
+
+@register
+class GatedMemoryUnit(CausalMixer):
+    """y = out_proj(m * silu(in_proj(x))), with the memory m that :class:`Mamba` with ``share=source`` left on the bus.
+
+    Args:
+        d_model: width D.
+        source: key of the bus.
+        d_inner: width E of the memory.
+
+    Shapes: (B, L, D) and the memory (B, L, E) -> (B, L, D). State: the empty tuple; the memory is that of the same positions, and
+    so is the time that it has seen pass.
+    """
+
+    has_time = True
+    residual_outputs = ("out_proj",)
+    examples = ()  # nothing stands on the bus of a layer alone
+
+    def __init__(self, d_model: int, source: str, d_inner: int) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, d_inner=d_inner)
+        self.source, self.reads, self.d_inner = source, (source,), d_inner
+        self.in_proj = nn.Linear(d_model, d_inner, bias=False)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        timeline: Timeline | None = None,
+        *,
+        state: tuple[()] | None = None,
+        return_state: bool = False,
+        bus: Bus | None = None,
+    ) -> Any:
+        memory = None if bus is None else bus.get(self.source)
+        if memory is None:
+            raise ValueError(f"GatedMemoryUnit reads {self.source!r} from the bus: put a Mamba with share={self.source!r} before it")
+        if memory.shape != (*x.shape[:2], self.d_inner):
+            raise ValueError(f"the memory {self.source!r} must have shape {(*x.shape[:2], self.d_inner)}; got {tuple(memory.shape)}")
+        y = hide(self.out_proj(memory * F.silu(self.in_proj(hide(x, timeline)))), timeline)
+        return (y, ()) if return_state else y
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        space: Sequence[int] = (),
+        capacity: int | None = None,
+        context: Any = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[()]:
+        """Nothing."""
+        return ()
