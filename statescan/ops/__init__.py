@@ -10,6 +10,7 @@ from statescan.ops.mlstm import mlstm
 from statescan.ops.quantized_linear import quantized_linear
 from statescan.ops.rms_norm import rms_norm
 from statescan.ops.selective_scan import selective_scan
+from statescan.ops.slstm import slstm
 from statescan.ops.ssd import ssd
 from statescan.ops.vandermonde import vandermonde
 from statescan.ops.vandermonde_t import vandermonde_t
@@ -24,6 +25,7 @@ __all__ = [
     "quantized_linear",
     "rms_norm",
     "selective_scan",
+    "slstm",
     "ssd",
     "vandermonde",
     "vandermonde_t",
