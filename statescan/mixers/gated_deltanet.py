@@ -59,7 +59,7 @@ class GatedDeltaNet(DeltaMixer):
         conv_size: int = 4,
         norm_eps: float = 1e-5,
     ) -> None:
-        heads, width = num_heads if num_v_heads is None else num_v_heads, int(expand_v * head_dim)
+        heads, width = num_heads if num_v_heads is None else num_v_heads, round(expand_v * head_dim)
         super().__init__(d_model, num_heads, heads, head_dim, width, num_writes, conv_size, norm_eps)
         self.allow_neg_eigval = allow_neg_eigval
         self.a_proj = nn.Linear(d_model, heads, bias=False)

@@ -58,7 +58,7 @@ class KDA(DeltaMixer):
     ) -> None:
         if lower_bound is not None and not lower_bound < 0:
             raise ValueError(f"lower_bound must be negative, or None; got {lower_bound}")
-        width = int(expand_v * head_dim)
+        width = round(expand_v * head_dim)
         super().__init__(d_model, num_heads, num_heads, head_dim, width, 1, conv_size, norm_eps)
         self.allow_neg_eigval, self.lower_bound = allow_neg_eigval, lower_bound
         self.f_a_proj = nn.Linear(d_model, head_dim, bias=False)

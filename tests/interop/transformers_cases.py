@@ -33,4 +33,15 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 20, "intermediate_size": 12, "mamba_n_heads": 8, "mamba_d_state": 7, "mamba_chunk_size": 8, "mamba_proj_bias": True,
         "mamba_conv_bias": False, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
     },
+    "qwen3_5_text-grouped": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 20, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "attention_bias": True,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 5, "linear_value_head_dim": 7,
+        "linear_conv_kernel_dim": 3, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 0.5},
+    },
+    "qwen3_5_text-tied": {
+        "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], "intermediate_size": 12,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "linear_num_key_heads": 3, "linear_num_value_heads": 3,
+        "linear_key_head_dim": 6, "linear_value_head_dim": 4, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+    },
 }  # fmt: skip
