@@ -128,10 +128,12 @@ class Caching(CausalMixer):
 
     def nothing(self, batch_size: int, capacity: int | None, device: torch.device | str | None, *entries: tuple[int, int]) -> State:
         """The state before the first position, for entries of these (heads, width)."""
-        like = next(p for p in self.parameters() if p.is_floating_point())
-        where = like.device if device is None else device
+        # Where every projection is quantised there is no float parameter, and activations are float32.
+        like = next((p for p in self.parameters() if p.is_floating_point()), None)
+        dtype = torch.float32 if like is None else like.dtype
+        where = (next(self.buffers()) if like is None else like).device if device is None else device
         size = self.window - 1 if self.window is not None else self.capacity if capacity is None else capacity
-        empty = (torch.zeros(batch_size, size or 0, *entry, dtype=like.dtype, device=where) for entry in entries)
+        empty = (torch.zeros(batch_size, size or 0, *entry, dtype=dtype, device=where) for entry in entries)
         return self.states[size is None](*empty, torch.zeros(batch_size, dtype=torch.long, device=where))
 
 

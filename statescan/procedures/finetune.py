@@ -15,6 +15,8 @@ from statescan.data.chat import ChatTemplate, read_examples
 from statescan.data.corpus import split_corpora
 from statescan.data.tokenizers import Tokenizer, load_tokenizer
 from statescan.interop.adapters import add_lora, merge_adapter, read_adapter_into, save_adapter
+from statescan.interop.dialects import write_transformers
+from statescan.interop.original import write_original
 from statescan.interop.pretrained import export_pretrained, from_pretrained, save_pretrained
 from statescan.layers import QuantLinear
 from statescan.procedures.evaluate import patterns
@@ -163,6 +165,8 @@ class Finetuning(Training):
         model = from_pretrained(o.model)
         if any(isinstance(module, QuantLinear) for module in model.modules()):
             raise ValueError(f"{o.model} is quantised: finetune the model it was made from, and quantise the result")
+        if o.export is not None:  # better said before the training than after
+            (write_transformers if o.export == "transformers" else write_original)(model)
         tokenizer = _tokenizer(model, o.model, o.tokenizer)
         template = ChatTemplate.of(tokenizer, o.template)
         examples = read_examples(o.data, template, o.separator)
