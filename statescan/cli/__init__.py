@@ -11,6 +11,7 @@ VERBS = {
     "demo": "train a small model on the standard library's source and let it speak (about five minutes)",
     "train": "train a model from a YAML file and options, or resume a run",
     "finetune": "go on training a model on examples: low-rank adapters or all of it, then merge and export",
+    "compare": "mixers side by side on a generated task, at equal parameters",
     "eval": "bits per byte of a model on text",
     "generate": "continue a prompt",
     "quantize": "a copy of a model with its weights in 8 or 4 bits",
@@ -23,7 +24,7 @@ VERBS = {
 """Verb -> what it does. ``statescan.cli.<verb>`` holds a function ``run``, whose signature is the command line, and where it is needed
 ``rewrite(words) -> words`` for a shorthand and ``show(result)``."""
 
-CONFIGURED = ("demo", "eval", "finetune", "train")
+CONFIGURED = ("compare", "demo", "eval", "finetune", "train")
 """Verbs that read YAML files."""
 
 _HELP = """usage: statescan VERB [options]

@@ -12,7 +12,7 @@ from statescan.registry import register
 
 
 class Automaton(NamedTuple):
-    """Where each letter leads from each state, int (states, letters); -1 where it does not lead. State 0 is the start, every state accepts."""
+    """Where each letter leads from each state, int (states, letters); -1 where it leads nowhere. State 0 is the start; all accept."""
 
     edges: np.ndarray
 
@@ -48,7 +48,7 @@ def _minimal(edges: np.ndarray) -> np.ndarray:
                 stack.append(int(target))
     kept = sorted(reached)
     # Moore: states stay together as long as the same letters lead from them to the same classes.
-    classes = {state: 0 for state in kept}
+    classes = dict.fromkeys(kept, 0)
     while True:
         signatures = {s: (classes[s], tuple(classes[int(t)] if t >= 0 else -1 for t in edges[s])) for s in kept}
         names = {signature: i for i, signature in enumerate(dict.fromkeys(signatures.values()))}

@@ -29,7 +29,7 @@ class MQAR(Task):
     def __post_init__(self) -> None:
         require(
             self.length >= 4 * self.pairs > 0,
-            f"MQAR needs two places for a pair and two for its query: length must be at least 4 * pairs; got {self.length} and {self.pairs}",
+            f"MQAR needs two places for a pair, two for its query: length must be at least 4 * pairs; got {self.length} and {self.pairs}",
         )
         require(
             self.vocab_size // 2 - 1 >= self.pairs,
@@ -94,9 +94,7 @@ class JointRecall(Task):
         targets = np.concatenate([np.full((rows, first.shape[1] + 2), UNASKED), asked], 1)
         return examples(ids, targets)
 
-    def _table(
-        self, contexts: np.ndarray, keys: np.ndarray, values: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _table(self, contexts: np.ndarray, keys: np.ndarray, values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Ids and targets of the whole table in a random order."""
         rows = len(contexts)
         order = distinct(rng, rows, self.contexts, self.contexts)  # (rows, C)
@@ -152,8 +150,8 @@ class Needle(Task):
     """Needle retrieval: the pass key of Mohtashami and Jaggi 2023 (https://arxiv.org/abs/2305.16300) with several needles.
 
     Filler, and in it ``needles`` times ``mark key digit ... digit`` with different keys, at random places; at the end
-    ``mark key digit ... digit`` once more with one of the keys, where every digit is asked for, the first at the key. Tested at ``length`` and
-    at each of ``test_lengths``. Ids: mark 0, digits 1..10, keys 11..26, filler above.
+    ``mark key digit ... digit`` once more with one of the keys, where every digit is asked for, the first at the key.
+    Tested at ``length`` and at each of ``test_lengths``. Ids: mark 0, digits 1..10, keys 11..26, filler above.
     """
 
     length: int = 256

@@ -1,0 +1,383 @@
+"""Mixers side by side: the same task, the same number of parameters, the same rows in the same order; a table and a plot.
+
+Every model is a language model of ``layers`` pairs of blocks, a mixer and a gated MLP. The MLP's width is what makes the counts equal.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from statescan.data.tasks import Task
+from statescan.files import read_json, write_json, write_text
+from statescan.heads import LanguageModel
+from statescan.layers import GatedMLP
+from statescan.procedures.guard import NonFiniteError, first_non_finite
+from statescan.procedures.loop import Interrupted
+from statescan.procedures.optim import make_optimizer, set_rate
+from statescan.procedures.schedule import warmup_cosine
+from statescan.registry import lookup
+from statescan.spec import Spec, hints_of
+
+_HEADS = ("num_heads",)
+_HEAD_WIDTHS = ("head_dim", "headdim")
+_TRAIN, _TEST = 0, 1
+"""First number of the seed of a batch."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One or several mixers, a layer each in turn, and the MLP between them."""
+
+    label: str
+    mixers: tuple[Spec[Any], ...]
+    d_ff: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one contestant did with one seed."""
+
+    label: str
+    seed: int
+    parameters: int
+    d_ff: int
+    steps: int
+    """Taken; fewer than asked for if it had ``stop_at`` before."""
+    seconds: float
+    accuracy: dict[str, float]
+    """Test -> share of right answers."""
+    curve: list[tuple[int, float]]
+    """(step, accuracy on the first test)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All scores, and where the table and the plot are."""
+
+    run: Path
+    tests: tuple[str, ...]
+    chance: float
+    scores: tuple[Score, ...]
+
+    def rows(self) -> list[tuple[str, int, dict[str, list[float]]]]:
+        """(label, parameters, test -> accuracy of each seed), in the order asked for."""
+        labels = dict.fromkeys(score.label for score in self.scores)
+        found = []
+        for label in labels:
+            mine = [score for score in self.scores if score.label == label]
+            found.append((label, mine[0].parameters, {test: [s.accuracy[test] for s in mine] for test in self.tests}))
+        return found
+
+    def table(self) -> str:
+        """Markdown: accuracy in percent, mean and standard deviation over seeds."""
+        lines = [f"| mixer | parameters | {' | '.join(self.tests)} |", f"|---|--:|{'--:|' * len(self.tests)}"]
+        for label, parameters, by_test in self.rows():
+            lines.append(f"| {label} | {parameters:,} | {' | '.join(_percent(by_test[test]) for test in self.tests)} |")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\nchance: {100 * self.chance:.1f} %; table.md, table.json and plot.png in {self.run}"
+
+
+def compare(
+    task: Spec[Any],
+    mixers: list[Any],
+    run: str = "runs/compare",
+    d_model: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    parameters: int = 0,
+    seeds: int = 3,
+    first_seed: int = 0,
+    steps: int = 2000,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+    warmup: int = 100,
+    betas: tuple[float, float] = (0.9, 0.98),
+    weight_decay: float = 0.1,
+    clip: float = 1.0,
+    test_rows: int = 512,
+    eval_every: int = 200,
+    stop_at: float = 1.0,
+    threads: int = 1,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Comparison:
+    """Train each mixer on a generated task at equal parameters, for several seeds; print and write a table and a plot.
+
+    What is finished is not run again: the same command, after Ctrl-C or with more mixers or seeds, only does what is missing.
+
+    Args:
+        task: mqar, joint-recall, selective-copying, induction-heads, in-context-language, parity, permutation, needle, copy or delay.
+        mixers: names, mappings {name: ..., arguments}, and lists of these, which take the layers in turn: "Mamba, [Mamba, Attention]".
+        run: folder for the scores, table.md, table.json and plot.png.
+        d_model: width of every model.
+        layers: mixers in a model, each with an MLP behind it.
+        heads: number of heads of a mixer that has heads and leaves num_heads, head_dim or headdim open; a head is d_model / heads wide.
+        parameters: of every model; 0 is what the largest mixer needs with an MLP of width d_model.
+        seeds: how many.
+        first_seed: the first of them. A seed decides the initial weights and the training rows.
+        steps: optimiser steps.
+        batch_size: rows a step.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up; a cosine to zero follows.
+        betas: of AdamW's averages.
+        weight_decay: of matrices and embeddings.
+        clip: largest norm of the gradient.
+        test_rows: rows of each test, the same for all.
+        eval_every: steps between measurements on the tests.
+        stop_at: a model that has this accuracy on every test stops; above 1 none does.
+        threads: of torch; models so small gain nothing from several.
+        device: where to run.
+        quiet: say nothing.
+    """
+    o = SimpleNamespace(**locals())
+    _check(o)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _compare(o, quiet=quiet)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare(o: SimpleNamespace, *, quiet: bool) -> Comparison:
+    task: Task = o.task()
+    tests = task.tests()
+    contestants = line_up(o.mixers, task.vocab_size, o.d_model, o.layers, o.heads, o.parameters)
+    say = (lambda line: None) if quiet else (lambda line: tqdm.write(line, file=sys.stderr))
+    for c in contestants:
+        say(f"{c.label}: {c.parameters:,} parameters, MLP of {c.d_ff}")
+    folder = Path(o.run)
+    todo = [(c, o.first_seed + i) for c in contestants for i in range(o.seeds)]
+    scores: list[Score] = []
+    for contestant, seed in todo:
+        file = folder / "scores" / f"{_key(contestant, seed, o)}.json"
+        if file.is_file():
+            scores.append(_read(file))
+            continue
+        try:
+            score = _train(contestant, seed, task, tests, o, quiet)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"stopped; {len(scores)} of {len(todo)} are finished in {folder}: the same command does the rest") from stop
+        write_json(file, asdict(score))
+        scores.append(score)
+        results = ", ".join(f"{name} {100 * value:.1f} %" for name, value in score.accuracy.items())
+        say(f"{score.label}, seed {seed}: {results} ({score.steps} steps, {score.seconds:.0f} s)")
+    found = Comparison(folder, tuple(tests), task.chance, tuple(scores))
+    write_text(folder / "table.md", found.table() + "\n")
+    settings = {k: v.to_dict() if isinstance(v, Spec) else v for k, v in vars(o).items() if k not in ("mixers", "run", "quiet")}
+    write_json(folder / "table.json", {**settings, "chance": task.chance, "scores": [asdict(score) for score in scores]})
+    _draw(found, type(task).__name__, say)
+    return found
+
+
+# -- who takes part -----------------------------------------------------------------------------------------------------------
+
+
+def line_up(mixers: Sequence[Any], vocab_size: int, d_model: int, layers: int, heads: int, parameters: int = 0) -> list[Contestant]:
+    """The contestants, with the MLP's width that brings each nearest to ``parameters`` (0: the largest's with an MLP of d_model)."""
+    given = [tuple(_spec(m) for m in (entry if isinstance(entry, (list, tuple)) else [entry])) for entry in mixers]
+    filled = [tuple(_with_heads(spec, d_model, heads) for spec in specs) for specs in given]
+    labels = ["+".join(_label(spec) for spec in specs) for specs in given]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]} is listed twice: name each mixer once, or give it other arguments")
+
+    def count(specs: tuple[Spec[Any], ...], d_ff: int) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build(specs, vocab_size, d_model, layers, d_ff).parameters())
+
+    target = parameters or max(count(specs, d_model) for specs in filled)
+    contestants = []
+    for label, specs in zip(labels, filled, strict=True):
+        least = count(specs, 1)
+        a_unit = count(specs, 2) - least
+        d_ff = 1 + round((target - least) / a_unit)
+        if d_ff < 1:
+            raise ValueError(f"{label} has {least:,} parameters with the narrowest MLP: more than {target:,}; raise parameters")
+        contestants.append(Contestant(label, specs, d_ff, least + (d_ff - 1) * a_unit))
+    return contestants
+
+
+def build(mixers: Sequence[Spec[Any]], vocab_size: int, d_model: int, layers: int, d_ff: int) -> LanguageModel:
+    """The model: mixers in turn, an MLP of width ``d_ff`` behind each."""
+    parts: dict[str, Any] = {"F": functools.partial(GatedMLP, d_ff=d_ff)}
+    pattern, written = "", False
+    for i in range(layers):
+        spec = mixers[i % len(mixers)]
+        if "first" in hints_of(lookup(spec.name)) and "first" not in spec.arguments:
+            spec, written = spec.override({"first": not written}), True  # layers after it read what the first puts on the bus
+        letter = next((k for k, known in parts.items() if known == spec), "ABCDEGHIJKLMNOPQRSTUVWXYZ"[len(parts) - 1])
+        parts[letter] = spec
+        pattern += letter + "F"
+    return LanguageModel(vocab_size, d_model, pattern, parts)
+
+
+def _spec(entry: Any) -> Spec[Any]:
+    if isinstance(entry, str):
+        return Spec(entry)
+    return entry if isinstance(entry, Spec) else Spec.from_dict(entry)
+
+
+def _with_heads(spec: Spec[Any], d_model: int, heads: int) -> Spec[Any]:
+    open_ = hints_of(lookup(spec.name)).keys() - spec.arguments.keys()
+    number = spec.arguments.get("num_heads", heads)
+    sizes = {name: number for name in _HEADS if name in open_}
+    sizes |= {name: d_model // number for name in _HEAD_WIDTHS if name in open_}
+    return spec.override(sizes)
+
+
+def _label(spec: Spec[Any]) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in spec.arguments.items())
+    return f"{spec.name}({arguments})" if arguments else spec.name
+
+
+def _key(contestant: Contestant, seed: int, o: SimpleNamespace) -> str:
+    """A name for all that decides a score."""
+    options = (
+        "d_model",
+        "layers",
+        "steps",
+        "batch_size",
+        "lr",
+        "warmup",
+        "betas",
+        "weight_decay",
+        "clip",
+        "test_rows",
+        "eval_every",
+        "stop_at",
+    )
+    what = [o.task.to_dict(), [spec.to_dict() for spec in contestant.mixers], contestant.d_ff, seed, [getattr(o, k) for k in options]]
+    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+# -- one run ------------------------------------------------------------------------------------------------------------------
+
+
+def _train(contestant: Contestant, seed: int, task: Task, tests: Mapping[str, Task], o: SimpleNamespace, quiet: bool) -> Score:
+    begun = time.perf_counter()
+    torch.manual_seed(seed)
+    model = build(contestant.mixers, task.vocab_size, o.d_model, o.layers, contestant.d_ff).to(o.device)
+    optimizer = make_optimizer(model, o.lr, o.betas, o.weight_decay)
+    curve: list[tuple[int, float]] = []
+    accuracy: dict[str, float] = {}
+    step = 0
+    with tqdm(total=o.steps, desc=f"{contestant.label} {seed}", unit="step", disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
+        while step < o.steps:
+            set_rate(optimizer, warmup_cosine(step, o.steps, o.warmup, 0.0))
+            ids, targets, _ = task.sample(o.batch_size, _TRAIN, seed, step).to(o.device)
+            loss = model.loss(model(ids), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = float(clip_grad_norm_(model.parameters(), o.clip))
+            if not math.isfinite(norm):
+                where = first_non_finite(model, functools.partial(model, ids))
+                raise NonFiniteError(f"{contestant.label}, seed {seed}, step {step + 1}: {where}; a lower lr or a longer warm-up may help")
+            optimizer.step()
+            step += 1
+            bar.update()
+            if step % o.eval_every == 0 or step == o.steps:
+                accuracy = measure(model, tests, o.test_rows, o.batch_size)
+                curve.append((step, next(iter(accuracy.values()))))
+                bar.set_postfix_str(", ".join(f"{name} {100 * value:.1f} %" for name, value in accuracy.items()))
+                if min(accuracy.values()) >= o.stop_at:
+                    break
+    seconds = time.perf_counter() - begun
+    return Score(contestant.label, seed, contestant.parameters, contestant.d_ff, step, seconds, accuracy, curve)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, tests: Mapping[str, Task], rows: int, batch_size: int = 64) -> dict[str, float]:
+    """Test -> share of right answers on ``rows`` rows, always the same ones. The model's training mode is put back."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        accuracy = {}
+        for name, test in tests.items():
+            right = asked = 0
+            for first in range(0, rows, batch_size):
+                batch = test.sample(min(batch_size, rows - first), _TEST, first).to(device)
+                r, n = batch.right(model(batch.ids).argmax(-1))
+                right, asked = right + r, asked + n
+            accuracy[name] = right / asked
+    finally:
+        model.train(was_training)
+    return accuracy
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------------------
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _draw(found: Comparison, title: str, say: Any) -> None:
+    """plot.png: a bar a test and contestant, a dot a seed, chance as a line."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say("plot.png is not drawn: pip install 'statescan[plots]'")
+        return
+    rows, tests = found.rows(), found.tests
+    height = 0.8 / len(tests)
+    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows) * max(1, 0.6 * len(tests))), layout="constrained")
+    axes = figure.add_subplot()
+    for j, test in enumerate(tests):
+        places = [i + (j - (len(tests) - 1) / 2) * height for i in range(len(rows))]
+        values = [[100 * v for v in by_test[test]] for _, _, by_test in rows]
+        axes.barh(places, [statistics.fmean(v) for v in values], height=0.9 * height, label=test, alpha=0.75)
+        dots = [(v, place) for row, place in zip(values, places, strict=True) for v in row]
+        axes.scatter([v for v, _ in dots], [place for _, place in dots], s=9, color="black", zorder=3)
+    axes.axvline(100 * found.chance, color="grey", linestyle="--", linewidth=1, label="chance")
+    axes.set(xlim=(0, 101), xlabel="accuracy, %", title=title, yticks=range(len(rows)))
+    axes.set_yticklabels([f"{label}\n{parameters:,}" for label, parameters, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(found.run / ".plot.png", format="png", dpi=110)
+    os.replace(found.run / ".plot.png", found.run / "plot.png")
+
+
+# -- reading and checking -----------------------------------------------------------------------------------------------------
+
+
+def _read(file: Path) -> Score:
+    saved = read_json(file)
+    return Score(**{**saved, "curve": [(step, value) for step, value in saved["curve"]]})
+
+
+def _check(o: SimpleNamespace) -> None:
+    for name in ("d_model", "layers", "heads", "seeds", "steps", "batch_size", "lr", "clip", "test_rows", "eval_every", "threads"):
+        if not getattr(o, name) > 0:
+            raise ValueError(f"{name} must be greater than 0; got {getattr(o, name)}")
+    for name in ("warmup", "weight_decay", "parameters", "first_seed"):
+        if not getattr(o, name) >= 0:
+            raise ValueError(f"{name} must be 0 or more; got {getattr(o, name)}")
+    if not issubclass(lookup(o.task.name), Task):
+        raise ValueError(f"{o.task.name} is not a task: see statescan compare --help")
+    if not o.mixers:
+        raise ValueError("mixers is empty: name at least one, for example --mixers Mamba,Mamba2")
+    if o.layers > 25:
+        raise ValueError(f"layers must be 25 or fewer; got {o.layers}")
