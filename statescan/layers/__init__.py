@@ -3,6 +3,7 @@
 from statescan.layers.conv import CausalConv1d
 from statescan.layers.delta import DeltaProjection, init_delta_bias
 from statescan.layers.mlp import MLP, GatedMLP
+from statescan.layers.moe import load_balancing_loss, router_z_loss
 from statescan.layers.norm import GatedRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
 from statescan.layers.quantized import QuantLinear
 
@@ -17,4 +18,6 @@ __all__ = [
     "QuantLinear",
     "RMSNorm",
     "init_delta_bias",
+    "load_balancing_loss",
+    "router_z_loss",
 ]

@@ -13,11 +13,14 @@ from statescan.mixers.kda import KDA
 from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.mlstm import MLSTM, MLSTMBlock, MLSTMBlockState, MLSTMState
+from statescan.mixers.moe import MoE
 from statescan.mixers.parallel import Parallel, ParallelState
 from statescan.mixers.retnet import RetentionState, RetNet
 from statescan.mixers.rwkv7 import RWKV7ChannelMix, RWKV7State, RWKV7TimeMix
 from statescan.mixers.s4d import S4D, S4DState
 from statescan.mixers.short_conv import GatedShortConv, ShortConvState
+from statescan.mixers.slstm import SLSTM, SLSTMState
 from statescan.mixers.ss2d import SS2D
 
 __all__ = [
@@ -25,8 +28,10 @@ __all__ = [
     "HGRN2",
     "KDA",
     "LRU",
+    "MLSTM",
     "RGLRU",
     "S4D",
+    "SLSTM",
     "SS2D",
     "Attention",
     "AttentionState",
@@ -39,11 +44,15 @@ __all__ = [
     "GatedShortConv",
     "GrowingAttentionState",
     "LRUState",
+    "MLSTMBlock",
+    "MLSTMBlockState",
+    "MLSTMState",
     "Mamba",
     "Mamba2",
     "Mamba2State",
     "MambaState",
     "MatrixState",
+    "MoE",
     "Parallel",
     "ParallelState",
     "RGLRUState",
@@ -53,5 +62,6 @@ __all__ = [
     "RetNet",
     "RetentionState",
     "S4DState",
+    "SLSTMState",
     "ShortConvState",
 ]
