@@ -87,6 +87,23 @@ struct SsdGrad {
     View part_B, part_C, part_A, part_D, part_bias, part_interval;
 };
 
+struct MatrixState {  // linear attention (neither beta nor read) and the delta rule
+    int threads;
+    bool by_channel;  // one decay a key channel, not a head
+    float scale;
+    int64_t batch, length, writes, heads, groups, keys, width;
+    View q, key, value, beta, decay, read, state;  // (B, L, G, K), (B, L, n, G, K), (B, L, n, H, V), (B, L, n, H), (B, L, H, 1 or K), (B, L, n, H, K)
+    Line line;
+    View y, last, chunks;  // chunks: (B, chunks, H, K, V), may be absent
+};
+
+struct MatrixStateGrad {
+    MatrixState forward;
+    View gy, glast;  // glast may be absent
+    View gq, gkey, gvalue, gbeta, gdecay, gread, gstate;
+    View part_q, part_key;  // temporaries (B, L, H, K), (B, L, n, H, K), absent where every head has keys of its own
+};
+
 struct DiagonalScan {
     int threads;
     int64_t batch, length, width;  // width counts numbers of the input's kind
@@ -171,6 +188,8 @@ struct Kernels {
     void (*causal_conv1d_backward)(const CausalConvGrad&);
     void (*ssd)(const Ssd&);
     void (*ssd_backward)(const SsdGrad&);
+    void (*matrix_state)(const MatrixState&);
+    void (*matrix_state_backward)(const MatrixStateGrad&);
     void (*diagonal_scan)(const DiagonalScan&);
     void (*diagonal_scan_backward)(const DiagonalScanGrad&);
     void (*product)(const Product&);

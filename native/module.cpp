@@ -92,6 +92,12 @@ statescan::Ssd ssd(int threads, bool softplus, float low, float high, nb::tuple 
             state, reset_to, line(reset, mask, interval, unit), y, last, chunks};
 }
 
+statescan::MatrixState matrix_state(int threads, bool by_channel, float scale, nb::tuple s, View q, View key, View value, View beta, View decay,
+                                    View read, View state, View reset, View mask, View y, View last, View chunks) {
+    return {threads, by_channel, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), q, key, value, beta,
+            decay, read, state, line(reset, mask, {}, 1), y, last, chunks};
+}
+
 statescan::DiagonalScan diagonal_scan(int threads, nb::tuple s, View a, View b, View state, View reset_to, View reset, View mask, View h,
                                       View last) {
     return {threads, size(s, 0), size(s, 1), size(s, 2), a, b, state, reset_to, line(reset, mask, {}, 1), h, last};
@@ -217,6 +223,21 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.ssd_backward(a);
     });
+    m.def("matrix_state", [](int threads, bool by_channel, float scale, nb::tuple s, V q, V key, V value, V beta, V decay, V read, V state,
+                             V reset, V mask, V y, V last, V chunks) {
+        const auto a = matrix_state(threads, by_channel, scale, s, q, key, value, beta, decay, read, state, reset, mask, y, last, chunks);
+        NOGIL;
+        kernels.matrix_state(a);
+    });
+    m.def("matrix_state_backward",
+          [](int threads, bool by_channel, float scale, nb::tuple s, V q, V key, V value, V beta, V decay, V read, V reset, V mask, V chunks,
+             V gy, V glast, V gq, V gkey, V gvalue, V gbeta, V gdecay, V gread, V gstate, V part_q, V part_key) {
+              const statescan::MatrixStateGrad a{
+                  matrix_state(threads, by_channel, scale, s, q, key, value, beta, decay, read, {}, reset, mask, {}, {}, chunks),
+                  gy, glast, gq, gkey, gvalue, gbeta, gdecay, gread, gstate, part_q, part_key};
+              NOGIL;
+              kernels.matrix_state_backward(a);
+          });
     m.def("diagonal_scan", [](int threads, nb::tuple s, V a, V b, V state, V reset_to, V reset, V mask, V h, V last) {
         const auto f = diagonal_scan(threads, s, a, b, state, reset_to, reset, mask, h, last);
         NOGIL;

@@ -52,16 +52,22 @@ STATESCAN_INLINE vs widen(const char* p) {
 #endif
 }
 
-// The scales of `count` <= W groups; zeros behind them.
-STATESCAN_INLINE vf scales(const char* p, int64_t count) {
-    if (count == W) return from_bf16(p);
+STATESCAN_INLINE vi lanes() {
+    vi v;
+    for (int32_t i = 0; i < W; ++i) v[i] = i;
+    return v;
+}
+
+// The scales of W groups up to `end`; of fewer than W, with zeros before them.
+STATESCAN_INLINE vf scales(const char* p, int64_t end) {
+    if (end >= W) return from_bf16(p + 2 * (end - W));
     char rest[2 * W] = {};
-    memcpy(rest, p, static_cast<size_t>(2 * count));
+    memcpy(rest + 2 * (W - end), p, static_cast<size_t>(2 * end));
     return from_bf16(rest);
 }
 
 // The activations of all rows: integers, the step of each group, and the sum of each group's integers times -8 (int4: the offset, taken off).
-// Steps and offsets are filled up to whole vectors with zeros.
+// Before a row's first step and offset stand W zeros.
 struct Activations {
     int16_t* words;
     float *step, *offset;
@@ -100,75 +106,61 @@ static inline void encode(const float* x, int64_t count, int64_t group, int16_t*
     *offset = -8.0f * sum(__builtin_convertvector(total, vf));
 }
 
-// O outputs of R rows: a weight is read and widened once for all of the rows. Sums of a group are exact, and groups are added in order: a
-// row has the same bits in any batch.
-template <bool nibbles, int G, int O, int R>
-void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, float* y, int64_t y_stride) {
+// One output of R rows: a weight is read and widened once for all of them. Sums of a group are exact, and groups are added in a fixed
+// order, every other one to a sum of its own (one chain of additions would be what everything waits for): a row has the same bits in any batch.
+template <bool nibbles, int G, int R>
+STATESCAN_INLINE void dots(const char* q, const char* scale, int64_t count, const Activations& a, int64_t r, float bias, float* y,
+                           int64_t y_stride) {
     constexpr int64_t bytes = nibbles ? G / 2 : G;
-    const int64_t count = groups(w), row = count * bytes;
-    const char *q = w.weight.at(o), *scale = w.scale.at(o);
     const int16_t* words = a.words + r * a.row_words;
-    vf total[O][R] = {};
-    for (int64_t first = 0; first < count; first += W, scale += 2 * W) {
-        const int64_t some = least(W, count - first);
-        float factor[O][R][W];
-#pragma GCC unroll 2
-        for (int j = 0; j < O; ++j) {
-            const vf s = scales(scale + 2 * j * count, some);
-#pragma GCC unroll 2
-            for (int i = 0; i < R; ++i) {
-                const int64_t at = (r + i) * a.row_steps + first;
-                const vf f = s * load(a.step + at);
-                store(factor[j][i], f);
-                if (nibbles) total[j][i] += f * load(a.offset + at);
-            }
+    vf total[R][2] = {};
+    for (int64_t first = 0; first < count; first += W) {
+        // The factors of the groups up to `end` stand in the last lanes: at the end of a row lanes before them are groups that were done.
+        const int64_t end = least(first + W, count), some = end - first;
+        float factor[R][W];
+        const vf s = scales(scale, end);
+        for (int i = 0; i < R; ++i) {
+            const int64_t at = (r + i) * a.row_steps + end;
+            const vf f = s * load(a.step + at);
+            store(factor[i], f);
+            if (nibbles) total[i][0] += (vf)((vi)(f * load(a.offset + at)) & (lanes() >= static_cast<int32_t>(W - some)));
         }
-        for (int64_t g = 0; g < some; ++g, q += bytes, words += G) {
-            vi part[O][R] = {};
-#pragma GCC unroll 2
-            for (int j = 0; j < O; ++j)
-                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + j * row + kAhead + 64 * i);
+        const auto group = [&](int64_t g, int chain) {
+            vi part[R] = {};
+            for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + kAhead + 64 * i);
 #pragma GCC unroll 16
             for (int64_t k = 0; k < bytes; k += L) {
-                vs low[O], high[O];
-#pragma GCC unroll 2
-                for (int j = 0; j < O; ++j) {
-                    const vs v = widen<nibbles>(q + j * row + k);
-                    low[j] = nibbles ? v & 15 : v;
-                    high[j] = v >> 4;
-                }
-#pragma GCC unroll 2
+                const vs v = widen<nibbles>(q + k);
+                const vs low = nibbles ? v & 15 : v, high = v >> 4;
                 for (int i = 0; i < R; ++i) {
-                    const vs x = load_words(words + i * a.row_words + k);
-#pragma GCC unroll 2
-                    for (int j = 0; j < O; ++j) part[j][i] += madd(low[j], x);
-                    if (!nibbles) continue;
-                    const vs z = load_words(words + i * a.row_words + k + bytes);
-#pragma GCC unroll 2
-                    for (int j = 0; j < O; ++j) part[j][i] += madd(high[j], z);
+                    part[i] += madd(low, load_words(words + i * a.row_words + k));
+                    if (nibbles) part[i] += madd(high, load_words(words + i * a.row_words + k + bytes));
                 }
             }
-#pragma GCC unroll 2
-            for (int j = 0; j < O; ++j)
-#pragma GCC unroll 2
-                for (int i = 0; i < R; ++i) total[j][i] += __builtin_convertvector(part[j][i], vf) * factor[j][i][g];
-        }
+            for (int i = 0; i < R; ++i) total[i][chain] += __builtin_convertvector(part[i], vf) * factor[i][W - some + g];
+            q += bytes;
+            words += G;
+        };
+        int64_t g = 0;
+        for (; g + 2 <= some; g += 2) group(g, 0), group(g + 1, 1);
+        if (g < some) group(g, 0);
     }
-    for (int j = 0; j < O; ++j)
-        for (int i = 0; i < R; ++i) y[(r + i) * y_stride + o + j] = sum(total[j][i]) + (w.bias ? *w.bias.f(o + j) : 0.0f);
+    for (int i = 0; i < R; ++i) y[(r + i) * y_stride] = sum(total[i][0] + total[i][1]) + bias;
 }
 
 template <bool nibbles, int G>
 void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    const int64_t count = groups(w), row = count * (nibbles ? G / 2 : G);
+    const char *q = w.weight.at(0), *scale = w.scale.at(0);
+    const auto each = [&](auto&& some) {
+        for (int64_t o = first; o < last; ++o) some(q + o * row, scale + 2 * o * count, w.bias ? *w.bias.f(o) : 0.0f, y + o);
+    };
     int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) {
-        int64_t o = first;
-        for (; o + 2 <= last; o += 2) dots<nibbles, G, 2, 2>(w, a, r, o, y, y_stride);
-        for (; o < last; ++o) dots<nibbles, G, 1, 2>(w, a, r, o, y, y_stride);
-    }
-    if (r == rows) return;
-    // One row waits for memory, which serves one stream faster than two.
-    for (int64_t o = first; o < last; ++o) dots<nibbles, G, 1, 1>(w, a, r, o, y, y_stride);
+    for (; r + 4 <= rows; r += 4)
+        each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 4>(q, s, count, a, r, b, y, y_stride); });
+    for (; r + 2 <= rows; r += 2)
+        each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 2>(q, s, count, a, r, b, y, y_stride); });
+    if (r < rows) each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 1>(q, s, count, a, r, b, y, y_stride); });
 }
 
 template <bool nibbles>
@@ -182,14 +174,14 @@ void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first,
 
 static inline int64_t product_quantised_scratch(const Matrix& w, int64_t rows) {
     const int64_t count = quantised::groups(w);
-    return ceil_to(2 * rows * count * w.group, 64) + 2 * ceil_to(4 * rows * ceil_to(count, W), 64);
+    return ceil_to(2 * rows * count * w.group, 64) + 2 * ceil_to(4 * rows * (W + count), 64);
 }
 
 // As product(), for a weight of type kInt8 or kInt4.
 static inline void product_quantised(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y,
                                      int64_t y_stride, Arena& arena, bool again) {
     using namespace quantised;
-    const int64_t count = groups(w), steps = ceil_to(count, W);
+    const int64_t count = groups(w), steps = W + count;
     const bool nibbles = w.weight.type == kInt4;
     Activations a{reinterpret_cast<int16_t*>(arena.floats(rows * count * w.group / 2)), arena.floats(rows * steps), arena.floats(rows * steps),
                   count * w.group, steps};
@@ -197,9 +189,9 @@ static inline void product_quantised(const Matrix& w, const float* x, int64_t x_
         float *step = a.step + r * steps, *offset = a.offset + r * steps;
         for (int64_t g = 0; g < count; ++g)
             encode(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, a.words + r * a.row_words + g * w.group,
-                   step + g, offset + g);
-        zero(step + count, steps - count);
-        zero(offset + count, steps - count);
+                   step + W + g, offset + W + g);
+        store(step, vf{});
+        store(offset, vf{});
     }
     if (nibbles) outputs<true>(w, a, rows, first, last, y, y_stride);
     else outputs<false>(w, a, rows, first, last, y, y_stride);

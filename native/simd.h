@@ -140,6 +140,12 @@ static inline void load_row(const char* p, int32_t type, int64_t count, float* o
     store(out + i, type == kFloat ? load(reinterpret_cast<const float*>(rest)) : from_bf16(rest));
 }
 
+static inline float number(const View& v, int64_t i, int64_t j, int64_t k, int64_t l = 0) {
+    float out[W];
+    load_row(v.at(i, j, k, l), v.type, 1, out);
+    return out[0];
+}
+
 static inline void store_row(char* p, int32_t type, int64_t count, const float* in) {
     int64_t i = 0;
     if (type == kFloat) {

@@ -1,69 +1,12 @@
 // Shared by the forward and the backward of ssd. A tile is a few heads of one group; it walks the chunks in order and works on small
 // dense matrices in scratch: rows of B and C have Np floats, rows of x and of the state (kept as (N, P)) have Pp, both whole vectors.
 #pragma once
-#include "simd.h"
+#include "small_products.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 
 constexpr int64_t T = kChunk;
-
-// Which entries of a product count: all; those of a lower triangular A; of its transpose; the lower triangle of the result.
-enum class Shape { full, lower, upper, out_lower };
-
-template <int M, int V>
-static inline void micro(int64_t k0, int64_t k1, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, float* C, int64_t ldc) {
-    vf c[M][V];
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) c[m][v] = load(C + m * ldc + v * W);
-    for (int64_t k = k0; k < k1; ++k) {
-        vf b[V];
-        for (int v = 0; v < V; ++v) b[v] = load(B + k * ldb + v * W);
-        for (int m = 0; m < M; ++m) {
-            const float a = A[m * am + k * ak];
-            for (int v = 0; v < V; ++v) c[m][v] += a * b[v];
-        }
-    }
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) store(C + m * ldc + v * W, c[m][v]);
-}
-
-template <int V>
-static inline void micro_rows(int64_t rows, int64_t k0, int64_t k1, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb,
-                              float* C, int64_t ldc) {
-    switch (rows) {
-        case 6: micro<6, V>(k0, k1, A, am, ak, B, ldb, C, ldc); break;
-        case 5: micro<5, V>(k0, k1, A, am, ak, B, ldb, C, ldc); break;
-        case 4: micro<4, V>(k0, k1, A, am, ak, B, ldb, C, ldc); break;
-        case 3: micro<3, V>(k0, k1, A, am, ak, B, ldb, C, ldc); break;
-        case 2: micro<2, V>(k0, k1, A, am, ak, B, ldb, C, ldc); break;
-        default: micro<1, V>(k0, k1, A, am, ak, B, ldb, C, ldc);
-    }
-}
-
-// C (rows, columns) += A B; entry (m, k) of A is A[m * am + k * ak]; columns is a multiple of W.
-static inline void multiply(Shape shape, int64_t rows, int64_t columns, int64_t depth, const float* A, int64_t am, int64_t ak, const float* B,
-                            int64_t ldb, float* C, int64_t ldc) {
-    for (int64_t n = 0; n < columns; n += 2 * W) {
-        for (int64_t m = 0; m < rows; m += 6) {
-            const int64_t have = least(6, rows - m);
-            if (shape == Shape::out_lower && n >= m + have) continue;
-            const int64_t k0 = shape == Shape::upper ? m : 0, k1 = shape == Shape::lower ? least(depth, m + have) : depth;
-            if (n + 2 * W <= columns)
-                micro_rows<2>(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
-            else
-                micro_rows<1>(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
-        }
-    }
-}
-
-// (rows, columns) to (columns, rows); blocks of 8 keep both sides in the cache.
-static inline void transpose(const float* in, int64_t rows, int64_t columns, int64_t ldi, float* out, int64_t ldo) {
-    for (int64_t r0 = 0; r0 < rows; r0 += 8)
-        for (int64_t c0 = 0; c0 < columns; c0 += 8)
-            for (int64_t r = r0; r < least(rows, r0 + 8); ++r)
-                for (int64_t c = c0; c < least(columns, c0 + 8); ++c) out[c * ldo + r] = in[r * ldi + c];
-}
 
 struct SsdTile {
     int64_t b, g, head, heads, index;
@@ -80,12 +23,6 @@ static inline SsdTile ssd_tile(const Ssd& a, int64_t index) {
     tile.head = tile.g * group_heads + index % per_group * kHeads;
     tile.heads = least(kHeads, (tile.g + 1) * group_heads - tile.head);
     return tile;
-}
-
-static inline float number(const View& v, int64_t i, int64_t j, int64_t k) {
-    float out[W];
-    load_row(v.at(i, j, k), v.type, 1, out);
-    return out[0];
 }
 
 // The steps of one head in one chunk, and the decays that follow from them.

@@ -9,6 +9,8 @@ void causal_conv1d(const CausalConv&);
 void causal_conv1d_backward(const CausalConvGrad&);
 void ssd(const Ssd&);
 void ssd_backward(const SsdGrad&);
+void matrix_state(const MatrixState&);
+void matrix_state_backward(const MatrixStateGrad&);
 void diagonal_scan(const DiagonalScan&);
 void diagonal_scan_backward(const DiagonalScanGrad&);
 void product(const Product&);
@@ -18,7 +20,7 @@ void rms_norm_backward(const RmsNormGrad&);
 
 Kernels table() {
     return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
-            ssd,            ssd_backward,            diagonal_scan, diagonal_scan_backward, product, run_program,
+            ssd,            ssd_backward,            matrix_state,  matrix_state_backward, diagonal_scan, diagonal_scan_backward, product, run_program,
             rms_norm,       rms_norm_backward};
 }
 

@@ -87,4 +87,4 @@ def delta_rule(
     return (y, last) if return_state else y
 
 
-from statescan.ops.delta_rule import portable, reference  # noqa: E402, F401 - they register themselves
+from statescan.ops.delta_rule import native, portable, reference  # noqa: E402, F401 - they register themselves

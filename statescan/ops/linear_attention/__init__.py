@@ -76,4 +76,4 @@ def decay_of(log_decay: Tensor | None, batch: int, length: int, heads: int, keys
     return log_decay.unsqueeze(-1) if log_decay.ndim == 3 else log_decay
 
 
-from statescan.ops.linear_attention import portable, reference  # noqa: E402, F401 - they register themselves
+from statescan.ops.linear_attention import native, portable, reference  # noqa: E402, F401 - they register themselves
