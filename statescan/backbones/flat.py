@@ -55,7 +55,7 @@ class FlatBackbone(nn.Module):
         norm_eps: of every norm.
         residual_in_fp32: keep the residual stream in float32 whatever the layers' dtype.
         norm_f: normalise the last stream.
-        norm: kind of every norm: "rms", "rms_offset" (scaled by 1 + weight) or "layer".
+        norm: kind of every norm: "rms", "layer", or scaled by 1 + weight "rms_offset", "layer_offset" (without bias).
         embedding_scale: fixed multiplier of what the embedding gives.
         embedding_norm: normalise what the embedding gives (RWKV).
         residual_scale: fixed multiplier of what each layer adds to the stream.

@@ -45,3 +45,21 @@ class GroupedLinear(Dynamic):
     def extra_repr(self) -> str:
         groups, out_features, in_features = self.weight.shape
         return f"groups={groups}, in_features={in_features}, out_features={out_features}, bias={self.bias is not None}"
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal Linear without bias: each of ``blocks`` equal parts of the width maps to itself, (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        if blocks < 1 or width % blocks:
+            raise ValueError(f"blocks must divide the width; got {blocks} and {width}")
+        size = width // blocks
+        bound = 1 / math.sqrt(size)
+        self.weight = nn.Parameter(torch.empty(blocks, size, size).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...bi,boi->...bo", x.unflatten(-1, (self.weight.shape[0], -1)), self.weight).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0] * self.weight.shape[1]}, blocks={self.weight.shape[0]}"

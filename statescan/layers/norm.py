@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from statescan.ops import rms_norm
 from statescan.ops.checks import state_dtype
 
-NormKind = Literal["rms", "rms_offset", "layer"]
+NormKind = Literal["rms", "rms_offset", "layer", "layer_offset"]
 
 
-def make_norm(kind: NormKind, d_model: int, eps: float) -> RMSNorm | LayerNorm:
-    """ "rms": :class:`RMSNorm`; "rms_offset": :class:`OffsetRMSNorm`; "layer": :class:`LayerNorm`."""
+def make_norm(kind: NormKind, d_model: int, eps: float) -> RMSNorm | LayerNorm | GroupLayerNorm:
+    """RMSNorm, OffsetRMSNorm, LayerNorm, or a GroupLayerNorm of one group with an offset (so without a bias), in the order above."""
+    if kind == "layer_offset":
+        return GroupLayerNorm(d_model, eps=eps, offset=True)
     kinds: dict[NormKind, type[RMSNorm] | type[LayerNorm]] = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": LayerNorm}
     return kinds[kind](d_model, eps)
 
@@ -73,3 +75,29 @@ class GatedRMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps}, norm_before_gate={self.norm_before_gate}"
+
+
+class GroupLayerNorm(nn.Module):
+    """scale * (x - mean(x)) / sqrt(var(x) + eps) + bias, over each of ``groups`` equal parts of the width, in the weight's dtype.
+
+    ``offset``: the scale is 1 + weight, and the weight starts at zero.
+    """
+
+    def __init__(self, d_model: int, groups: int = 1, eps: float = 1e-5, bias: bool = False, offset: bool = False) -> None:
+        super().__init__()
+        if d_model % groups:
+            raise ValueError(f"groups must divide d_model; got {groups} and {d_model}")
+        self.groups, self.eps, self.offset = groups, eps, offset
+        self.weight = nn.Parameter(torch.zeros(d_model) if offset else torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = state_dtype(x)
+        parts = x.to(dtype).unflatten(-1, (self.groups, -1))
+        y = F.layer_norm(parts, parts.shape[-1:], None, None, self.eps).flatten(-2)
+        scale = self.weight.to(dtype)
+        y = y * (1 + scale if self.offset else scale)
+        return (y if self.bias is None else y + self.bias.to(dtype)).to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, groups={self.groups}, eps={self.eps}, bias={self.bias is not None}, offset={self.offset}"
