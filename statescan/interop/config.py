@@ -78,13 +78,15 @@ class Reader:
         """These change nothing in this kind of model."""
         self.known |= set(names)
 
-    def rotary(self, default_factor: float = 1.0) -> tuple[float, float]:
+    def rotary(self, default_factor: float = 1.0, default_base: float = 10000.0) -> tuple[float, float]:
         """Base and part of a head's channels, of plain rotary positions in either spelling; a scaled kind is refused."""
         self.known |= {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
         given = self.config.get("rope_parameters") or {}
         if self.config.get("rope_scaling") is not None or given.get("rope_type", "default") != "default":
             raise self.error(f"rotary positions must be of type 'default'; got {self.config.get('rope_scaling') or given!r}")
-        base = given.get("rope_theta", self.config.get("rope_theta", 10000.0))
+        base = given.get("rope_theta", self.config.get("rope_theta", default_base))
+        if not isinstance(base, (int, float)):
+            raise self.error(f"rope_theta must be a number; got {base!r}")
         return float(base), float(given.get("partial_rotary_factor", self.config.get("partial_rotary_factor", default_factor)))
 
     def done(self) -> None:

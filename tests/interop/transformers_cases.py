@@ -6,6 +6,9 @@ from typing import Any
 
 VOCAB = 61
 
+RESPELLED = {"lfm2": {"block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "intermediate_size", "full_attn_idxs"}, "falcon_mamba": {"expand"}}
+"""Names of a config.json with which the same model can be said in two ways, so that an export may say it otherwise."""
+
 CASES: dict[str, dict[str, Any]] = {
     # One entry a shape: the model type, and behind a dash what is special about it.
     "mamba": {"hidden_size": 20, "state_size": 7},
@@ -32,6 +35,37 @@ CASES: dict[str, dict[str, Any]] = {
     "bamba-no-attention": {
         "hidden_size": 20, "intermediate_size": 12, "mamba_n_heads": 8, "mamba_d_state": 7, "mamba_chunk_size": 8, "mamba_proj_bias": True,
         "mamba_conv_bias": False, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+    },
+    "granitemoehybrid-dense": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_attention_heads": 6, "num_key_value_heads": 2, "shared_intermediate_size": 20, "num_local_experts": 0, "mamba_n_heads": 6,
+        "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_chunk_size": 4, "attention_bias": True, "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 1.7, "mamba_proj_bias": True,
+    },
+    "granitemoehybrid-rope": {
+        "hidden_size": 20, "layer_types": ["full_attention", "linear_attention"], "num_attention_heads": 2, "shared_intermediate_size": 13,
+        "num_local_experts": 0, "mamba_n_heads": 5, "mamba_d_state": 7, "mamba_chunk_size": 8, "mamba_conv_bias": False,
+        "position_embedding_type": "rope", "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "attention_multiplier": 0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+    },
+    "recurrent_gemma": {
+        "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 40,
+        "attention_window_size": 5, "attention_bias": True, "conv1d_width": 3,
+    },
+    "recurrent_gemma-wide": {
+        "hidden_size": 20, "num_hidden_layers": 3, "num_attention_heads": 5, "num_key_value_heads": 1, "intermediate_size": 26,
+        "lru_width": 35, "attention_window_size": 64, "block_types": ["attention", "recurrent"], "tie_word_embeddings": False,
+        "logits_soft_cap": 3.0, "rms_norm_eps": 1e-3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+    },
+    "lfm2": {
+        "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 40,
+        "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "lfm2-adjusted": {
+        "hidden_size": 20, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 37, "block_multiple_of": 8,
+        "block_ffn_dim_multiplier": 1.3, "full_attn_idxs": [0], "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
     },
     "qwen3_5_text-grouped": {
         "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from statescan.interop.config import Reader
-from statescan.interop.dialects import bamba, mamba, qwen3
+from statescan.interop.dialects import bamba, gemma, granite, lfm2, mamba, qwen3
 from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
 from statescan.interop.keys import Keys, Rename, Reshape
 from statescan.registry import nearest
@@ -31,6 +31,9 @@ DIALECTS: dict[str, Dialect] = {
     "mamba": Dialect("MambaForCausalLM", mamba.read_mamba, mamba.write_mamba, mamba.keys),
     "mamba2": Dialect("Mamba2ForCausalLM", mamba.read_mamba2, mamba.write_mamba2, mamba.keys),
     "bamba": Dialect("BambaForCausalLM", bamba.read, bamba.write, bamba.keys),
+    "granitemoehybrid": Dialect("GraniteMoeHybridForCausalLM", granite.read, granite.write, granite.keys),
+    "recurrent_gemma": Dialect("RecurrentGemmaForCausalLM", gemma.read, gemma.write, gemma.keys),
+    "lfm2": Dialect("Lfm2ForCausalLM", lfm2.read, lfm2.write, lfm2.keys),
     "qwen3_5_text": Dialect("Qwen3_5ForCausalLM", qwen3.read, qwen3.write, qwen3.keys),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from statescan.backbones.flat import spell
+from statescan.interop.config import Reader
 from statescan.interop.keys import Rename
 from statescan.registry import lookup
 from statescan.spec import Spec, defaults
@@ -13,7 +15,7 @@ from statescan.spec import Spec, defaults
 _INITIAL = {"dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range", "conv_init", "chunk_size"}
 """Our arguments that shape fresh weights or speed, not what given weights compute: an export may lose them."""
 
-_FILLED = {"dt_rank", "headdim", "num_kv_heads", "head_dim", "rotary_dim", "width", "d_ssm"}
+_FILLED = {"dt_rank", "headdim", "num_kv_heads", "head_dim", "rotary_dim", "width", "d_ssm", "scale"}
 """Arguments whose "auto" or None stands for a value that follows from the sizes, and that a file writes out."""
 
 
@@ -45,6 +47,15 @@ def pairs_of(spec: Spec[Any], second: Sequence[str]) -> list[tuple[Spec[Any], Sp
     if len(layers) % 2 or any(layer.name not in second for layer in layers[1::2]):
         raise Unlike(f"its layers are not pairs of a mixer and a {' or '.join(second)}")
     return list(zip(layers[::2], layers[1::2], strict=True))
+
+
+def which(c: Reader, depth: int, words: Mapping[str, str], default: Sequence[str]) -> list[str]:
+    """What each layer is, by what the words of ``layer_types`` (or ``layers_block_type``) stand for."""
+    kinds = c.take("layers_block_type", None) or c.take("layer_types", None) or default
+    c.skip("layer_types")
+    if len(kinds) != depth or any(kind not in words for kind in kinds):
+        raise c.error(f"layer_types must be {depth} of {', '.join(words)}; got {list(kinds)}")
+    return [words[kind] for kind in kinds]
 
 
 def ends(embedding: str = "model.embed_tokens", norm: str = "model.norm") -> list[Rename]:
