@@ -13,6 +13,7 @@ from statescan.mixers.kda import KDA
 from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.mla import GrowingLatentState, LatentState, MultiheadLatentAttention
 from statescan.mixers.mlstm import MLSTM, MLSTMBlock, MLSTMBlockState, MLSTMState
 from statescan.mixers.moe import MoE
 from statescan.mixers.parallel import Parallel, ParallelState
@@ -43,7 +44,9 @@ __all__ = [
     "GatedMemoryUnit",
     "GatedShortConv",
     "GrowingAttentionState",
+    "GrowingLatentState",
     "LRUState",
+    "LatentState",
     "MLSTMBlock",
     "MLSTMBlockState",
     "MLSTMState",
@@ -53,6 +56,7 @@ __all__ = [
     "MambaState",
     "MatrixState",
     "MoE",
+    "MultiheadLatentAttention",
     "Parallel",
     "ParallelState",
     "RGLRUState",
