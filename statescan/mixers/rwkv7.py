@@ -66,7 +66,7 @@ class RWKV7TimeMix(CausalMixer):
     """
 
     dynamics = ("w0", "a0", "k_k", "k_a", "r_k")
-    residual_outputs = ("output",)
+    residual_outputs = ()  # the output starts at zero
     examples = (
         {"head_dim": 8, "rank_w": 4, "rank_a": 3, "rank_v": 2, "rank_g": 5},
         {"head_dim": 16, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2},
@@ -184,7 +184,7 @@ class RWKV7ChannelMix(CausalMixer):
     """
 
     memory = 1
-    residual_outputs = ("value",)
+    residual_outputs = ()  # the output starts at zero
     examples = ({}, {"hidden": 24})
 
     def __init__(self, d_model: int, hidden: int | None = None) -> None:

@@ -1,5 +1,5 @@
 """Names a paper and fills in the numbers: citation, variants, published facts to test."""
 
-from statescan.models import granite, lfm2, mamba, mamba2, recurrent_gemma, vmamba
+from statescan.models import falcon, granite, lfm2, mamba, mamba2, recurrent_gemma, rwkv7, vmamba
 
-__all__ = ["granite", "lfm2", "mamba", "mamba2", "recurrent_gemma", "vmamba"]
+__all__ = ["falcon", "granite", "lfm2", "mamba", "mamba2", "recurrent_gemma", "rwkv7", "vmamba"]
