@@ -127,7 +127,8 @@ STATESCAN_INLINE void dots(const char* q, const char* scale, int64_t count, cons
         }
         const auto group = [&](int64_t g, int chain) {
             vi part[R] = {};
-            for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + kAhead + 64 * i);
+            if (R == 1 && (bytes >= 64 || chain == 0))  // it waits for memory; several rows compute
+                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + kAhead + 64 * i);
 #pragma GCC unroll 16
             for (int64_t k = 0; k < bytes; k += L) {
                 const vs v = widen<nibbles>(q + k);
