@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.engine.builder import Builder, Unplain
-from statescan.layers import GatedRMSNorm
+from statescan.layers import GatedRMSNorm, RMSNorm
 from statescan.mixers import Mamba, Mamba2
 
 Lowering = Callable[[Builder, Any, int, int], None]
@@ -23,8 +23,6 @@ def _negative(A_log: Tensor | None) -> Tensor:
 
 def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
     """Mamba's step."""
-    if m.bcdt_norm != "none":
-        raise Unplain("there is no native step for Mamba with bcdt_norm")
     if m.share is not None:
         raise Unplain("a Mamba with share writes to the bus")
     E, R, N = m.d_inner, m.dt_rank, m.d_state
@@ -32,6 +30,11 @@ def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
     b.linear(m.in_proj, source, xz)
     b.conv(m.conv1d, xz, x)
     b.linear(m.x_proj, x, rbc)
+    if m.bcdt_norm != "none":
+        plain, rbc = rbc, b.rows(R + 2 * N)
+        norms = [RMSNorm(n, m.norm_eps) for n in (R, N, N)] if m.bcdt_norm == "rms" else [m.dt_layernorm, m.b_layernorm, m.c_layernorm]
+        for norm, start in zip(norms, (0, R, R + N), strict=True):
+            b.norm(norm, plain + start, rbc + start)
     b.linear(m.dt_proj, rbc, delta)
     A, D = _negative(b.parameter(m, "A_log")), b.floats(m, "D")
     b.selective_scan(x, delta, A, rbc + R, rbc + R + N, D, xz + E, y, softplus=True)

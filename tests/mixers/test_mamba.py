@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from statescan import Engine, LanguageModel, Spec, Timeline
 from statescan.mixers import Mamba, Mamba2
+from statescan.ops import native_gate
 from statescan.testing.run import stir
 
 
@@ -89,10 +90,15 @@ def test_what_is_shared_is_the_scan_before_the_gate() -> None:
 
 
 @pytest.mark.parametrize(
-    "part",
-    [Spec(Mamba, bcdt_norm="rms"), Spec(Mamba, share="m"), Spec(Mamba2, d_state=8, headdim=16, multipliers=(2.0, 1.0, 1.0, 0.5, 1.0))],
+    ("part", "native"),
+    [
+        (Spec(Mamba, d_state=7, dt_rank=3, bcdt_norm="rms", norm_eps=1e-2), True),
+        (Spec(Mamba, d_state=7, dt_rank=3, bcdt_norm="rms_weighted", norm_eps=1e-2), True),
+        (Spec(Mamba, share="m"), False),
+        (Spec(Mamba2, d_state=8, headdim=16, multipliers=(2.0, 1.0, 1.0, 0.5, 1.0)), False),
+    ],
 )
-def test_the_engine_does_not_ignore_them(part: Spec[Any]) -> None:
+def test_the_engine_does_not_ignore_them(part: Spec[Any], native: bool) -> None:
     model = stir(LanguageModel(31, 32, "M*2", {"M": part})).eval()
     engine = Engine(model)
     ids = torch.randint(0, 31, (2, 5))
@@ -101,7 +107,7 @@ def test_the_engine_does_not_ignore_them(part: Spec[Any]) -> None:
     for t in range(5):
         logits, state = engine.step(ids[:, t], state)
         torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=1e-5)
-    assert {"layer 0", "layer 1"} <= engine.called.keys()
+    assert native_gate.module is None or ({"layer 0", "layer 1"} <= engine.called.keys()) is not native
 
 
 def test_mistakes_are_named() -> None:
