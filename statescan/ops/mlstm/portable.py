@@ -38,7 +38,7 @@ def portable(
         i = existing(i_raw.to(dtype), mask, float("-inf"))
         lf = existing(F.logsigmoid(existing(f_raw, mask).to(dtype)), mask)
         top = largest(lf, i, m, reset)
-        before = torch.cat([m.unsqueeze(1), top[:, :-1]], dim=1)
+        before = torch.cat([m.unsqueeze(1), top], dim=1)[:, :-1]
         if reset is not None:
             before = torch.where(reset.unsqueeze(-1), 0.0, before)
         write = (i - top).exp().unsqueeze(-1) * keys
