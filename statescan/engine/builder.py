@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statescan.layers import CausalConv1d, DeltaProjection, QuantLinear, RMSNorm
+from statescan.layers import CausalConv1d, DeltaProjection, OffsetRMSNorm, QuantLinear, RMSNorm
 from statescan.ops import native_gate as gate
 from statescan.ops.native_gate import view
 
@@ -104,11 +104,13 @@ class Builder:
         self.program.embed(target, module.embedding_dim, module.num_embeddings, view(self._keep(self._weight(module))))
 
     def norm(self, module: nn.Module, source: int, target: int) -> None:
-        """RMSNorm."""
-        self.read(module, RMSNorm)
+        """RMSNorm, its weight offset or not."""
+        self.read(module, RMSNorm, OffsetRMSNorm)
         assert isinstance(module, RMSNorm)
-        weight = self._keep(self._weight(module))
-        assert weight is not None
+        weight = self._weight(module)
+        if isinstance(module, OffsetRMSNorm):
+            weight = 1 + weight.float()
+        self._keep(weight)
         self.program.norm(source, target, weight.numel(), view(weight), module.eps)
 
     def linear(self, module: nn.Module, source: int, target: int, *, add: bool = False) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.engine.builder import Builder, Unplain
-from statescan.layers import GatedRMSNorm, RMSNorm
+from statescan.layers import GatedMLP, GatedRMSNorm, RMSNorm
 from statescan.mixers import Mamba, Mamba2
 
 Lowering = Callable[[Builder, Any, int, int], None]
@@ -69,4 +69,16 @@ def mamba2(b: Builder, m: Mamba2, source: int, stream: int) -> None:
     b.linear(m.out_proj, joined, stream, add=True)
 
 
-LOWERINGS: dict[type[nn.Module], Lowering] = {Mamba: mamba, Mamba2: mamba2}
+def gated_mlp(b: Builder, m: GatedMLP, source: int, stream: int) -> None:
+    """The gated feed-forward layer."""
+    if m.activation != "silu" or m.multipliers != (1.0, 1.0):
+        raise Unplain(f"a GatedMLP has activation {m.activation} and multipliers {m.multipliers}")
+    F = m.up_proj.out_features
+    gate, up, y = b.rows(F), b.rows(F), b.rows(F)
+    b.linear(m.gate_proj, source, gate)
+    b.linear(m.up_proj, source, up)
+    b.gated_unit(up, gate, y, F)
+    b.linear(m.down_proj, y, stream, add=True)
+
+
+LOWERINGS: dict[type[nn.Module], Lowering] = {Mamba: mamba, Mamba2: mamba2, GatedMLP: gated_mlp}

@@ -69,6 +69,29 @@ def poisoned() -> Any:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.mark.parametrize(
+    ("options", "called"),
+    [
+        ({}, set()),
+        ({"norm": "rms_offset", "logit_scale": 0.3, "logit_cap": 2.0, "head_bias": True}, set()),
+        ({"embedding_scale": 3.0}, {"embedding"}),
+        ({"embedding_norm": True}, {"embedding"}),
+        ({"residual_scale": 0.5}, {f"layer {i}" for i in range(4)}),
+        ({"norm": "layer"}, {*(f"layer {i}" for i in range(4)), "head"}),
+    ],
+)
+def test_what_hybrids_scale_cap_and_normalise(options: dict[str, Any], called: set[str], poisoned: None) -> None:
+    torch.manual_seed(0)
+    parts = {"M": PARTS["mamba2"], "F": ss.Spec("GatedMLP", d_ff=13, bias=True)}
+    made = ss.LanguageModel(67, 18, "(MF)*2", parts, tie_embeddings=False, **options).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    engine = ss.Engine(made)
+    assert engine.called.keys() == called
+    assert_same(made, engine, 3)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5, 16])
 @pytest.mark.parametrize("name", PARTS)
 def test_equals_the_model(name: str, batch: int, poisoned: None) -> None:
