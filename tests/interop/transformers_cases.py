@@ -6,7 +6,10 @@ from typing import Any
 
 VOCAB = 61
 
-RESPELLED = {"lfm2": {"block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "intermediate_size", "full_attn_idxs"}, "falcon_mamba": {"expand"}}
+RESPELLED = {
+    "lfm2": {"block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of", "intermediate_size", "full_attn_idxs"},
+    "falcon_mamba": {"expand"},
+}
 """Names of a config.json with which the same model can be said in two ways, so that an export may say it otherwise."""
 
 CASES: dict[str, dict[str, Any]] = {
@@ -77,5 +80,29 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], "intermediate_size": 12,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "linear_num_key_heads": 3, "linear_num_value_heads": 3,
         "linear_key_head_dim": 6, "linear_value_head_dim": 4, "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+    },
+    "falcon_mamba": {"hidden_size": 20, "state_size": 7, "time_step_rank": 3, "mixer_rms_eps": 1e-2, "tie_word_embeddings": False},
+    "falcon_mamba-bias": {
+        # As in the published file, expand is not what the other two sizes make it.
+        "hidden_size": 24, "expand": 16, "intermediate_size": 72, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3,
+        "layer_norm_epsilon": 1e-3,
+    },
+    "falcon_h1": {
+        "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 20, "mamba_d_ssm": 36,
+        "mamba_n_heads": 6, "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_chunk_size": 4, "embedding_multiplier": 3.1,
+        "lm_head_multiplier": 0.45, "mlp_multipliers": [0.7, 1.9], "key_multiplier": 0.39, "attention_in_multiplier": 1.4,
+        "attention_out_multiplier": 0.9, "ssm_multipliers": [0.8, 1.3, 0.6, 1.7, 0.5], "ssm_in_multiplier": 1.25,
+        "ssm_out_multiplier": 0.6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+    },
+    "falcon_h1-norm": {
+        "hidden_size": 20, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 12, "mamba_d_ssm": 30,
+        "mamba_n_heads": 6, "mamba_n_groups": 3, "mamba_d_state": 4, "mamba_chunk_size": 8, "mamba_rms_norm": True, "head_dim": 14,
+        "mamba_proj_bias": True, "projectors_bias": True, "mamba_conv_bias": False, "attention_bias": True, "mlp_bias": True,
+        "key_multiplier": 1.7, "ssm_multipliers": [1.2, 0.9, 1.5, 0.7, 1.1], "tie_word_embeddings": True, "rms_norm_eps": 1e-3,
+    },
+    "falcon_h1-gate-first": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 12, "mamba_d_ssm": 24,
+        "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 3, "mamba_d_conv": 2, "mamba_chunk_size": 16, "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False, "num_hidden_layers": 1, "time_step_limit": [0.3, 1.5], "ssm_in_multiplier": 0.4,
     },
 }  # fmt: skip

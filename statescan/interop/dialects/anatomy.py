@@ -77,6 +77,12 @@ def pair_names(spec: Spec[Any], mixers: dict[str, str], second: str, norms: tupl
     return names
 
 
+def expand_to(inner: int, width: int) -> float:
+    """The ``expand`` that makes this inner width."""
+    ratio = inner / width
+    return ratio if int(ratio * width) == inner else math.nextafter(ratio, math.inf)
+
+
 def lost(ours: Spec[Any], theirs: Spec[Any]) -> list[str]:
     """What a resolved Spec says that another, read back from an export, does not: "Mamba2 with rmsnorm=False"."""
     mine, others = layers_of(ours), layers_of(theirs)
@@ -93,6 +99,11 @@ def _differences(ours: Spec[Any], theirs: Spec[Any], skip: set[str]) -> list[str
     found = []
     for name, value in ours.arguments.items():
         filled = name in _FILLED and value in ("auto", None)
-        if name not in skip and not filled and theirs.arguments.get(name, ordinary.get(name)) != value:
+        other = theirs.arguments.get(name, ordinary.get(name))
+        if name in skip or filled or other == value:
+            continue
+        if name == "parts" and [(n, part.name) for n, part in value.items()] == [(n, part.name) for n, part in (other or {}).items()]:
+            found += [text for n, part in value.items() for text in _differences(part, other[n], skip)]
+        else:
             found.append(f"{ours.name} with {name}={value!r}")
     return found

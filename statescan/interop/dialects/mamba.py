@@ -33,7 +33,7 @@ MAMBA2 = {**_MIXER, "head_dim": "headdim", "n_groups": "ngroups", "time_step_lim
 
 def read_mamba(c: Reader) -> Spec[Any]:
     """config.json -> Spec."""
-    return _model(c, Spec("Mamba", **c.takes(MAMBA)), {"tie_embeddings": True})
+    return model(c, Spec("Mamba", **c.takes(MAMBA)), {"tie_embeddings": True})
 
 
 def read_mamba2(c: Reader) -> Spec[Any]:
@@ -43,13 +43,15 @@ def read_mamba2(c: Reader) -> Spec[Any]:
     size, inner = c.number("head_dim", 64), int(c.number("expand", 2) * c.size("hidden_size"))
     c.derived("num_heads", inner / size)
     mixer = {"headdim": 64, "ngroups": 8, "norm_eps": c.take("layer_norm_epsilon", 1e-5), **c.takes(MAMBA2)}
-    return _model(c, Spec("Mamba2", **mixer), {"tie_embeddings": False})
+    return model(c, Spec("Mamba2", **mixer), {"tie_embeddings": False})
 
 
-def _model(c: Reader, mixer: Spec[Any], absent: dict[str, Any]) -> Spec[Any]:
+def model(c: Reader, mixer: Spec[Any], absent: dict[str, Any]) -> Spec[Any]:
+    """A stack of one mixer; what the file lacks has the values of ``absent``, or ours."""
     width, depth = c.size("hidden_size"), c.size("num_hidden_layers")
-    inner = int(c.number("expand", 2) * width)
+    inner = int(mixer.arguments.get("expand", 2) * width)
     c.size("vocab_size")
+    c.number("expand", 2)
     c.fixed("hidden_act", "silu")
     c.fixed("rms_norm", True)
     c.fixed("ssm_cfg", {})
