@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from statescan.heads import LanguageModel
 from statescan.layers import GatedMLP
-from statescan.mixers import Attention, Mamba2
+from statescan.mixers import Attention, Mamba2, MoE
 from statescan.registry import Family, register_model
 from statescan.spec import Spec
 
@@ -25,21 +27,28 @@ FAMILY = Family(
 # One attention layer without positions in ten: the sixth.
 _PATTERN = "(MFMFMFMFMFAFMFMFMFMF)*4"
 
-register_model(
-    "granite-4-h-micro",
-    Spec(
+
+def _model(width: int, heads: int, kv_heads: int, divisor: float, second: Spec[nn.Module]) -> Spec[LanguageModel]:
+    return Spec(
         LanguageModel,
-        vocab_size=100352, d_model=2048, layers=_PATTERN, residual_in_fp32=False, embedding_scale=12.0, residual_scale=0.22,
-        logit_scale=1 / 8,
+        vocab_size=100352, d_model=width, layers=_PATTERN, residual_in_fp32=False, embedding_scale=12.0, residual_scale=0.22,
+        logit_scale=1 / divisor,
         parts={
             "M": Spec(Mamba2, d_state=128, headdim=64),
-            "A": Spec(Attention, num_heads=32, num_kv_heads=8, rotary_base=None, scale=1 / 64),
-            "F": Spec(GatedMLP, d_ff=8192),
+            "A": Spec(Attention, num_heads=heads, num_kv_heads=kv_heads, rotary_base=None, scale=heads / width),
+            "F": second,
         },
-    ),
-    family=FAMILY,
-    parameters=3_191_396_096,
-)  # fmt: skip
+    )  # fmt: skip
+
+
+_SIZES = {
+    "micro": (_model(2048, 32, 8, 8.0, Spec(GatedMLP, d_ff=8192)), 3_191_396_096),
+    "tiny": (_model(1536, 12, 4, 6.0, Spec(MoE, num_experts=64, top_k=6, d_ff=512, shared_ff=1024)), 6_939_037_248),
+    "small": (_model(4096, 32, 8, 16.0, Spec(MoE, num_experts=72, top_k=10, d_ff=768, shared_ff=1536)), 32_207_337_984),
+}
+
+for _name, (_spec, _count) in _SIZES.items():
+    register_model(f"granite-4-h-{_name}", _spec, family=FAMILY, parameters=_count)
 
 register_model(
     "granite-4-h-test",
@@ -49,7 +58,7 @@ register_model(
         parts={
             "M": Spec(Mamba2, d_state=8, headdim=8, ngroups=2, chunk_size=8),
             "A": Spec(Attention, num_heads=4, num_kv_heads=2, rotary_base=None, scale=0.3, capacity=48),
-            "F": Spec(GatedMLP, d_ff=20),
+            "F": Spec(MoE, num_experts=4, top_k=2, d_ff=8, shared_ff=12),
         },
     ),
     family=FAMILY,

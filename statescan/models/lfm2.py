@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statescan.heads import LanguageModel
 from statescan.layers import GatedMLP
-from statescan.mixers import Attention, GatedShortConv
+from statescan.mixers import Attention, GatedShortConv, MoE
 from statescan.registry import Family, register_model
 from statescan.spec import Spec
 
@@ -19,7 +19,7 @@ FAMILY = Family(
   year={2025}
 }""",
     exact="Layers, wiring and parameter counts; checkpoints of transformers load and export.",
-    deviates="Which layers of the 2.6B model attend is what its file is known to say; a file's own list always wins.",
+    deviates="Which layers of the 2.6B and 8B models attend is what their files are known to say; a file's own list always wins.",
 )
 
 
@@ -46,6 +46,15 @@ _SIZES = {
 
 for _name, (_spec, _count) in _SIZES.items():
     register_model(f"lfm2-{_name}", _spec, family=FAMILY, parameters=_count)
+
+_EXPERTS = Spec(MoE, num_experts=32, top_k=4, d_ff=1792, score="sigmoid", renormalise_eps=1e-6, selection_bias=True)
+_MOE = _model(24, 2048, 32, 7168, (2, 6, 10, 14, 18, 21))
+register_model(
+    "lfm2-8b-a1b",
+    _MOE.override({"layers": _MOE.arguments["layers"][:4] + _MOE.arguments["layers"][4:].replace("F", "E"), "parts.E": _EXPERTS}),
+    family=FAMILY,
+    parameters=8_339_929_856,
+)
 
 register_model(
     "lfm2-tiny",

@@ -40,6 +40,9 @@ def make(name: str) -> Any:
                 parameter.normal_(std=0.2)
             else:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name in model.state_dict():  # of experts, added for the choice
+                buffer.normal_(std=0.2)
     return model
 
 

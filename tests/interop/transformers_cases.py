@@ -51,6 +51,13 @@ CASES: dict[str, dict[str, Any]] = {
         "position_embedding_type": "rope", "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "attention_multiplier": 0.5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
     },
+    # Widths of experts are multiples of four: torch's grouped product, with which transformers computes them, takes no others.
+    "granitemoehybrid-experts": {
+        "hidden_size": 20, "num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        "num_attention_heads": 5, "num_key_value_heads": 1, "shared_intermediate_size": 13, "num_local_experts": 5, "num_experts_per_tok": 3,
+        "intermediate_size": 8, "mamba_n_heads": 4, "mamba_d_state": 3, "mamba_chunk_size": 8, "embedding_multiplier": 2.5,
+        "residual_multiplier": 0.6, "attention_multiplier": 0.7, "logits_scaling": 0.9,
+    },
     "recurrent_gemma": {
         "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 40,
         "attention_window_size": 5, "attention_bias": True, "conv1d_width": 3,
@@ -69,6 +76,16 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 20, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 37, "block_multiple_of": 8,
         "block_ffn_dim_multiplier": 1.3, "full_attn_idxs": [0], "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
+    },
+    "lfm2_moe": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_attention_heads": 6,
+        "num_key_value_heads": 2, "intermediate_size": 20, "moe_intermediate_size": 12, "num_experts": 5, "num_experts_per_tok": 2,
+        "num_dense_layers": 1, "routed_scaling_factor": 1.7,
+    },
+    "lfm2_moe-without-bias": {
+        "hidden_size": 20, "layer_types": ["full_attention", "conv"], "num_attention_heads": 2, "num_key_value_heads": 1,
+        "moe_intermediate_size": 4, "num_experts": 3, "num_experts_per_tok": 3, "num_dense_layers": 0, "use_expert_bias": False,
+        "norm_topk_prob": False, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False, "norm_eps": 1e-3,
     },
     "qwen3_5_text-grouped": {
         "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -104,5 +121,47 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 12, "mamba_d_ssm": 24,
         "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 3, "mamba_d_conv": 2, "mamba_chunk_size": 16, "mamba_rms_norm": True,
         "mamba_norm_before_gate": False, "num_hidden_layers": 1, "time_step_limit": [0.3, 1.5], "ssm_in_multiplier": 0.4,
+    },
+    "qwen3_next-dense-second": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mlp_only_layers": [1], "intermediate_size": 20, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
+        "attention_bias": True, "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 5,
+        "linear_value_head_dim": 7, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 9,
+    },
+    "qwen3_next-tied": {
+        "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "linear_num_key_heads": 3, "linear_num_value_heads": 3, "linear_key_head_dim": 6,
+        "linear_value_head_dim": 4, "linear_conv_kernel_dim": 2, "tie_word_embeddings": True, "num_experts": 3, "num_experts_per_tok": 3,
+        "norm_topk_prob": False, "moe_intermediate_size": 4, "shared_expert_intermediate_size": 4, "rms_norm_eps": 1e-3,
+    },
+    "jamba-dense": {
+        "hidden_size": 24, "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "intermediate_size": 20, "num_experts": 1, "mamba_d_state": 5, "mamba_dt_rank": 3,
+        "mamba_proj_bias": True, "rms_norm_eps": 1e-3,
+    },
+    "jamba-experts": {
+        "hidden_size": 20, "num_hidden_layers": 3, "attn_layer_period": 2, "attn_layer_offset": 0, "num_attention_heads": 5,
+        "num_key_value_heads": 1, "intermediate_size": 12, "num_experts": 5, "num_experts_per_tok": 3, "mamba_expand": 1,
+        "mamba_d_state": 7, "mamba_d_conv": 3, "mamba_conv_bias": False, "tie_word_embeddings": True,
+    },
+    "nemotron_h": {
+        # The step is clamped from below in every layer.
+        "hidden_size": 24, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"],
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 5, "intermediate_size": 20, "ssm_state_size": 5,
+        "mamba_num_heads": 6, "mamba_head_dim": 7, "n_groups": 3, "chunk_size": 4, "use_bias": True, "mlp_bias": True,
+        "time_step_min": 0.6, "time_step_max": 0.9,
+    },
+    "nemotron_h-experts": {
+        "hidden_size": 20, "layers_block_type": ["moe", "linear_attention", "moe", "full_attention"], "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 6, "ssm_state_size": 4, "mamba_num_heads": 4, "mamba_head_dim": 6, "n_groups": 2,
+        "conv_kernel": 3, "use_conv_bias": False, "chunk_size": 8, "n_routed_experts": 6, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 8, "moe_shared_expert_intermediate_size": 11, "moe_latent_size": 12, "n_group": 3, "topk_group": 2,
+        "routed_scaling_factor": 1.7, "layer_norm_epsilon": 1e-3,
+    },
+    "nemotron_h-plain-experts": {
+        "hidden_size": 16, "layers_block_type": ["linear_attention", "moe"], "ssm_state_size": 3, "mamba_num_heads": 2,
+        "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False,
+        "moe_intermediate_size": 4, "moe_shared_expert_intermediate_size": 6, "residual_in_fp32": True,
     },
 }  # fmt: skip

@@ -36,6 +36,7 @@ DIALECTS: dict[str, Dialect] = {
     "granitemoehybrid": Dialect("GraniteMoeHybridForCausalLM", granite.read, granite.write, granite.keys),
     "recurrent_gemma": Dialect("RecurrentGemmaForCausalLM", gemma.read, gemma.write, gemma.keys),
     "lfm2": Dialect("Lfm2ForCausalLM", lfm2.read, lfm2.write, lfm2.keys),
+    "lfm2_moe": Dialect("Lfm2MoeForCausalLM", lfm2.read_moe, lfm2.write_moe, lfm2.keys),
     "qwen3_5_text": Dialect("Qwen3_5ForCausalLM", qwen3.read, qwen3.write, qwen3.keys),
 }
 

@@ -1,4 +1,4 @@
-"""Granite 4 (granitemoehybrid): Mamba-2 or attention, then a gated MLP, with fixed multipliers everywhere."""
+"""Granite 4 (granitemoehybrid): Mamba-2 or attention, then a gated MLP, alone or with experts, and fixed multipliers everywhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def read(c: Reader) -> Spec[Any]:
     width, depth, eps = c.size("hidden_size", 4096), c.size("num_hidden_layers", 32), c.take("rms_norm_eps", 1e-6)
     c.fixed("hidden_act", "silu")
     c.fixed("normalization_function", "rmsnorm")
-    c.fixed("num_local_experts", 0)
-    c.skip("intermediate_size", "num_experts_per_tok", "init_method")  # the first two are those of the experts
+    c.skip("init_method")
     kinds = which(c, depth, _WORDS, ("linear_attention",) * depth)
-    parts = {"M": mamba2(c, width, eps), "A": _attention(c, width), "F": Spec("GatedMLP", d_ff=c.size("shared_intermediate_size", 1024))}
+    shared, experts = c.size("shared_intermediate_size", 1024), c.take("num_local_experts", 8)
+    moe = {"top_k": c.take("num_experts_per_tok", 2), "d_ff": c.take("intermediate_size", 11008)}
+    second = Spec("MoE", num_experts=experts, shared_ff=shared, **moe) if experts else Spec("GatedMLP", d_ff=shared)
+    parts = {"M": mamba2(c, width, eps), "A": _attention(c, width), "F": second}
     return Spec(
         "LanguageModel", vocab_size=c.size("vocab_size", 32000), d_model=width, norm_eps=eps, residual_in_fp32=False,
         tie_embeddings=c.take("tie_word_embeddings", False), layers="".join(kind + "F" for kind in kinds),
@@ -46,13 +48,19 @@ def _attention(c: Reader, width: int) -> Spec[Any]:
 
 def write(spec: Spec[Any]) -> dict[str, Any]:
     """Spec -> config.json."""
-    a, pairs = spec.arguments, pairs_of(spec, ["GatedMLP"])
+    a, pairs = spec.arguments, pairs_of(spec, ["GatedMLP", "MoE"])
     kinds = {"Mamba2": "linear_attention", "Attention": "full_attention"}
-    mlp = only((second for _, second in pairs), "GatedMLP").arguments
+    second = only((second for _, second in pairs), "GatedMLP", "MoE")
+    if second.name == "MoE":
+        moe = second.arguments
+        feed = {"intermediate_size": moe["d_ff"], "num_experts_per_tok": moe["top_k"], "shared_intermediate_size": moe["shared_ff"]}
+    else:
+        feed = {"shared_intermediate_size": second.arguments["d_ff"]}
     mixers = [mixer for mixer, _ in pairs]
     config = {
         "vocab_size": a["vocab_size"], "hidden_size": a["d_model"], "num_hidden_layers": len(pairs), "rms_norm_eps": a["norm_eps"],
-        "tie_word_embeddings": a["tie_embeddings"], "hidden_act": "silu", "num_local_experts": 0, "shared_intermediate_size": mlp["d_ff"],
+        "tie_word_embeddings": a["tie_embeddings"], "hidden_act": "silu",
+        **feed, "num_local_experts": second.arguments.get("num_experts", 0),
         "embedding_multiplier": a["embedding_scale"], "residual_multiplier": a["residual_scale"],
         "logits_scaling": round(1 / a["logit_scale"], 12),
         **mamba2_names(only((m for m in mixers if m.name != "Attention"), "Mamba2"), a["d_model"]),
@@ -75,8 +83,18 @@ def keys(spec: Spec[Any]) -> list[Rename | Reshape]:
     """Names of tensors."""
     mixers = {"Mamba2": "mamba", "Attention": "self_attn"}
     names: list[Rename | Reshape] = [*ends(), *pair_names(spec, mixers, "shared_mlp", ("input_layernorm", "post_attention_layernorm"))]
-    for i, mlp in enumerate(layers_of(spec)[1::2]):
-        theirs, ours, inner = f"model.layers.{i}.shared_mlp", f"backbone.layers.{2 * i + 1}.mixer", mlp.arguments["d_ff"]
-        names.append(fused(f"{theirs}.input_linear.weight", (f"{ours}.gate_proj.weight", f"{ours}.up_proj.weight"), (inner, inner)))
-        names.append(Rename(f"{theirs}.output_linear", f"{ours}.down_proj"))
+    for i, second in enumerate(layers_of(spec)[1::2]):
+        theirs, ours, experts = f"model.layers.{i}", f"backbone.layers.{2 * i + 1}.mixer", second.name == "MoE"
+        shared = f"{ours}.shared" if experts else ours
+        inner = second.arguments["shared_ff" if experts else "d_ff"]
+        two = (f"{shared}.gate_proj.weight", f"{shared}.up_proj.weight")
+        names += [
+            fused(f"{theirs}.shared_mlp.input_linear.weight", two, (inner, inner)),
+            Rename(f"{theirs}.shared_mlp.output_linear", f"{shared}.down_proj"),
+        ]
+        if experts:
+            renamed = {
+                "router.layer": "router", "input_linear.weight": "experts.gate_up_proj", "output_linear.weight": "experts.down_proj",
+            }  # fmt: skip
+            names += [Rename(f"{theirs}.block_sparse_moe.{one}", f"{ours}.{other}") for one, other in renamed.items()]
     return names
