@@ -64,7 +64,7 @@ class Experts(nn.Module):
         order = index.flatten().argsort(stable=True)
         counts = index.flatten().bincount(minlength=len(experts)).tolist()
         rows = x[order // index.shape[1]].split(counts)
-        out = torch.cat([self._apply_one(part, up, down) for part, (up, down) in zip(rows, experts, strict=True)])
+        out = torch.cat([self._apply_one(part, *expert) for part, expert in zip(rows, experts, strict=True) if len(part)])
         return (out[order.argsort()].view(*index.shape, -1) * weight.unsqueeze(-1)).sum(1).to(x.dtype)
 
     def _apply_one(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:

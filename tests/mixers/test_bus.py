@@ -12,7 +12,7 @@ from torch import Tensor
 
 from statescan import Spec, Timeline
 from statescan import state as states
-from statescan.backbones import FlatBackbone
+from statescan.backbones import FlatBackbone, FlatState
 from statescan.mixers import Attention, CrossAttention, GatedMemoryUnit, Mamba
 from statescan.testing import LAWS, Report, Subject
 from statescan.testing.run import stir
@@ -69,6 +69,19 @@ def test_one_cache_however_many_layers_read_it() -> None:
 
     assert size("A") == size("AC") == size("ACCCC") > 0
     assert states.nbytes(FlatBackbone(32, "MGGG", MEMORY).init_state(1)) == states.nbytes(Mamba(32, d_state=4).init_state(1))
+
+
+def test_a_prompt_need_not_pass_the_readers() -> None:
+    """Their state is empty, so the layers that share read the prompt, and the last position alone passes them all."""
+    torch.manual_seed(0)
+    parts = {**MEMORY, **PATTERNS["keys"][1]}
+    model = stir(FlatBackbone(32, "MAGCGC", parts)).double()
+    lower = FlatBackbone(32, "MA", parts, norm_f=False).double()
+    lower.layers.load_state_dict(model.layers[:2].state_dict())  # type: ignore[index]
+    x = torch.randn(2, 13, 32, dtype=torch.float64)
+    _, state = lower.scan(x[:, :-1])
+    y, _ = model.step(x[:, -1], FlatState((*state.layers, (), (), (), ())))
+    torch.testing.assert_close(y, model(x)[:, -1], atol=1e-12, rtol=0)
 
 
 def test_a_memory_of_ones_makes_a_gated_unit() -> None:
