@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from statescan.interop.config import Reader
-from statescan.interop.dialects import bamba, falcon, gemma, granite, lfm2, mamba, qwen3
+from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, lfm2, mamba, nemotron, qwen3
 from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
 from statescan.interop.keys import Keys, Rename, Reshape
 from statescan.registry import nearest
@@ -32,6 +32,8 @@ DIALECTS: dict[str, Dialect] = {
     "mamba2": Dialect("Mamba2ForCausalLM", mamba.read_mamba2, mamba.write_mamba2, mamba.keys),
     "falcon_mamba": Dialect("FalconMambaForCausalLM", falcon.read_mamba, falcon.write_mamba, mamba.keys),
     "falcon_h1": Dialect("FalconH1ForCausalLM", falcon.read_h1, falcon.write_h1, falcon.keys_h1),
+    "jamba": Dialect("JambaForCausalLM", jamba.read, jamba.write, jamba.keys),
+    "nemotron_h": Dialect("NemotronHForCausalLM", nemotron.read, nemotron.write, nemotron.keys),
     "bamba": Dialect("BambaForCausalLM", bamba.read, bamba.write, bamba.keys),
     "granitemoehybrid": Dialect("GraniteMoeHybridForCausalLM", granite.read, granite.write, granite.keys),
     "recurrent_gemma": Dialect("RecurrentGemmaForCausalLM", gemma.read, gemma.write, gemma.keys),
