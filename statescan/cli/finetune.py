@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from statescan.cli.train import rewrite
+from statescan.procedures.finetune import FinetuneResult
 from statescan.procedures.finetune import finetune as run
 
 __all__ = ["rewrite", "run", "show"]
 
-show = print
+
+def show(result: FinetuneResult) -> None:
+    """Once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(result)

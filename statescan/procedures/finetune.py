@@ -186,7 +186,7 @@ class Finetuning(Training):
     def finetune(self) -> FinetuneResult:
         """Train, and tell what came of it."""
         result = self.run()
-        before = next(row["held_out_bpb"] for row in self.folder.read_metrics() if row["step"] == 0)
+        before = next((row["held_out_bpb"] for row in self.folder.read_metrics() if row["step"] == 0), math.nan)
         o, folder = self.o, result.run
         return FinetuneResult(
             folder, result.steps, result.tokens, result.seconds, before, result.held_out_bits_per_byte,
@@ -194,6 +194,10 @@ class Finetuning(Training):
             folder if o.merge else None,
             folder / o.export if o.export else None,
         )  # fmt: skip
+
+    @property
+    def sources(self) -> str:
+        return f"{self.o.model}, or the examples in {self.o.data},"
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.base

@@ -87,7 +87,8 @@ class Training:
             from accelerate import Accelerator
         except ImportError as error:
             raise ImportError("training needs accelerate: pip install 'statescan[train]'") from error
-        self.accelerator: Any = Accelerator()
+        # Without `cpu`, processes that torchrun started on a machine without a GPU would not know of each other.
+        self.accelerator: Any = Accelerator(cpu=not torch.accelerator.is_available())
         accelerator = self.accelerator
         self.main = accelerator.is_main_process
         self.folder = RunFolder(o.run, self.verb)
@@ -202,7 +203,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.bare)
-        return total, float(norm)
+        return self._sum(total) / self.accelerator.num_processes, float(norm)
 
     def _draw(self) -> list[Batch]:
         """The batches of a step, at least one with something to predict: those that only hold prompts are read for their state."""
@@ -281,7 +282,7 @@ class Training:
             return  # stopped before the first checkpoint: the beginning is where it left off
         saved = read_training_state(folder)
         if saved["data"] != self.fingerprint():
-            raise ValueError(f"the text in {self.o.data} is not what {folder} was trained on: put it back, or begin a new run")
+            raise ValueError(f"{self.sources} is not what {folder} was trained on: put it back, or begin a new run")
         self.read_weights(folder)
         read_optimizer(folder / "optimizer.safetensors", self.bare, self.optimizer)
         if self.ema is not None:
@@ -290,7 +291,7 @@ class Training:
         if (folder / "state.safetensors").is_file():
             rows = self.o.batch_size
             first = self.accelerator.process_index * rows
-            whole = states.load(folder / "state.safetensors", self.accelerator.device)
+            whole = states.to(states.load(folder / "state.safetensors"), self.accelerator.device)
             self.state = states.trim(states.map_tensors(lambda t: t[first : first + rows].clone(), whole))
         self.windows.position = saved["position"]
         self.step, self.tokens, self.seconds, self.recent = saved["step"], saved["tokens"], saved["seconds"], saved["recent"]
@@ -303,6 +304,11 @@ class Training:
     def read_weights(self, folder: Path) -> None:
         """From a checkpoint."""
         read_weights_into(self.bare, folder / "model.safetensors")
+
+    @property
+    def sources(self) -> str:
+        """What the fingerprint is of, in words."""
+        return f"the text in {self.o.data}"
 
     def fingerprint(self) -> str:
         """Of all that a continued run must find as it was."""
