@@ -18,7 +18,7 @@ from statescan.ops.case import Case
 
 Row = dict[str, Any]
 
-NAMES = ("selective_scan", "ssd", "diagonal_scan", "causal_conv1d")
+NAMES = ("selective_scan", "ssd", "linear_attention", "delta_rule", "diagonal_scan", "causal_conv1d")
 CHECKED = 256
 """Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
 LONG = 1 << 16

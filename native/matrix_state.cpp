@@ -18,33 +18,43 @@ struct Step {
 
 using StepFn = void (*)(int64_t keys, const Step& s, float* slice, const float* u0, const float* u1, float* y, float* next);
 
+// N vectors, one by one: compilers keep an array that is filled in a loop in memory.
+template <int N> struct Lanes {
+    vf v{};
+    Lanes<N - 1> rest;
+
+    STATESCAN_INLINE void take(const float* p) { v = load(p); rest.take(p + W); }
+    STATESCAN_INLINE void put(float* p) const { store(p, v); rest.put(p + W); }
+    STATESCAN_INLINE void scale(float by) { v *= by; rest.scale(by); }
+    STATESCAN_INLINE void add(float by, const Lanes& other) { v += by * other.v; rest.add(by, other.rest); }
+    STATESCAN_INLINE void subtract_from(float* p) const { store(p, load(p) - v); rest.subtract_from(p + W); }
+};
+template <> struct Lanes<0> {
+    STATESCAN_INLINE void take(const float*) {}
+    STATESCAN_INLINE void put(float*) const {}
+    STATESCAN_INLINE void scale(float) {}
+    STATESCAN_INLINE void add(float, const Lanes&) {}
+    STATESCAN_INLINE void subtract_from(float*) const {}
+};
+
 template <int N, bool kDecay, bool kTwo, bool kQuery, bool kRead>
 void step(int64_t keys, const Step& s, float* slice, const float* u0, const float* u1, float* y, float* next) {
-    vf w0[N], w1[N], out[N], seen[N];
-    for (int v = 0; v < N; ++v) {
-        w0[v] = load(u0 + v * W);
-        if (kTwo) w1[v] = load(u1 + v * W);
-        out[v] = seen[v] = splat(0);
+    const float *decay = s.decay, *k0 = s.k0, *k1 = s.k1, *q = s.q, *read = s.read;
+    Lanes<N> w0, w1, out{}, seen{};
+    w0.take(u0);
+    if (kTwo) w1.take(u1);
+    for (int64_t c = 0; c < keys; ++c, slice += N * W) {
+        Lanes<N> h;
+        h.take(slice);
+        if (kDecay) h.scale(decay[c]);
+        h.add(k0[c], w0);
+        if (kTwo) h.add(k1[c], w1);
+        h.put(slice);
+        if (kQuery) out.add(q[c], h);
+        if (kRead) seen.add(read[c], h);
     }
-    for (int64_t c = 0; c < keys; ++c) {
-        float* at = slice + c * N * W;
-        vf h[N];
-        for (int v = 0; v < N; ++v) h[v] = load(at + v * W);
-        if (kDecay)
-            for (int v = 0; v < N; ++v) h[v] *= s.decay[c];
-        for (int v = 0; v < N; ++v) h[v] += s.k0[c] * w0[v];
-        if (kTwo)
-            for (int v = 0; v < N; ++v) h[v] += s.k1[c] * w1[v];
-        for (int v = 0; v < N; ++v) store(at + v * W, h[v]);
-        if (kQuery)
-            for (int v = 0; v < N; ++v) out[v] += s.q[c] * h[v];
-        if (kRead)
-            for (int v = 0; v < N; ++v) seen[v] += s.read[c] * h[v];
-    }
-    for (int v = 0; v < N; ++v) {
-        if (kQuery) store(y + v * W, out[v]);
-        if (kRead) store(next + v * W, load(next + v * W) - seen[v]);
-    }
+    if (kQuery) out.put(y);
+    if (kRead) seen.subtract_from(next);
 }
 
 template <int N>
@@ -61,11 +71,12 @@ StepFn choose(const Step& s) {
 
 template <int N>
 void read_ahead(int64_t keys, const float* read, const float* slice, float* next) {
-    vf seen[N];
-    for (int v = 0; v < N; ++v) seen[v] = splat(0);
-    for (int64_t c = 0; c < keys; ++c)
-        for (int v = 0; v < N; ++v) seen[v] += read[c] * load(slice + (c * N + v) * W);
-    for (int v = 0; v < N; ++v) store(next + v * W, load(next + v * W) - seen[v]);
+    Lanes<N> seen{}, h;
+    for (int64_t c = 0; c < keys; ++c) {
+        h.take(slice + c * N * W);
+        seen.add(read[c], h);
+    }
+    seen.subtract_from(next);
 }
 
 // One block of rows through one slice. u: what the rows write, (rows, stride), until a read has been taken away only the value; read: of

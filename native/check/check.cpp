@@ -1,6 +1,6 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
-//         native/selective_scan*.cpp native/ssd*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
+//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
 //         native/rms_norm.cpp native/program.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
@@ -232,6 +232,49 @@ void ssd_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t P
     finite(g.gstate, B * H * P * N);
 }
 
+enum class Decay { none, head, channel };
+
+void matrix_case(const Kernels& kernels, int64_t B, int64_t L, int64_t n, int64_t H, int64_t G, int64_t K, int64_t V, Decay decay, char reads,
+                 bool timeline, int32_t type) {
+    Case c;
+    MatrixState a{};
+    a.batch = B, a.length = L, a.writes = n, a.heads = H, a.groups = G, a.keys = K, a.width = V;
+    a.by_channel = decay == Decay::channel, a.scale = 0.5f;
+    a.line = c.line(timeline, B, L, false);
+    const int64_t decays = decay == Decay::channel ? K : 1;
+    const float small = 1 / static_cast<float>(K);
+    a.q = c.in({B, L, G, K}, type), a.key = c.in({B, L, n, G, K}, type, -small, small), a.value = c.in({B, L, n, H, V}, type);
+    if (decay != Decay::none) a.decay = c.in({B, L, H, decays}, type, -3, 0);
+    if (reads == 'b') a.beta = c.in({B, L, n, H}, type, 0, 1);
+    if (reads == 'r') a.read = c.in({B, L, n, H, K}, type);
+    a.state = c.in({B, H, K, V}), a.y = c.out({B, L, H, V}, type), a.last = c.out({B, H, K, V});
+    if (timeline) {
+        const View* const inputs[] = {&a.q, &a.key, &a.value, &a.decay, &a.beta, &a.read};
+        const int64_t row[] = {G * K, n * G * K, n * H * V, H * decays, n * H, n * H * K};
+        for (int i = 0; i < 6; ++i)
+            if (*inputs[i]) c.holes(*inputs[i], a.line.mask, B * L, row[i]);
+    }
+    auto forward = [&](int threads) { a.threads = threads, kernels.matrix_state(a); };
+    c.run(forward);
+    finite(a.y, B * L * H * V), finite(a.last, B * H * K * V);
+    a.chunks = c.out({B, (L + kChunk - 1) / kChunk, H, K, V});
+    c.run(forward);
+    keep(c);
+    MatrixStateGrad g{};
+    g.gy = c.in({B, L, H, V}, type), g.glast = c.in({B, H, K, V});
+    g.gq = c.out({B, L, G, K}, type), g.gkey = c.out({B, L, n, G, K}, type), g.gvalue = c.out({B, L, n, H, V}, type);
+    g.gstate = c.out({B, H, K, V});
+    if (a.decay) g.gdecay = c.out({B, L, H, decays}, type);
+    if (a.beta) g.gbeta = c.out({B, L, n, H}, type);
+    if (a.read) g.gread = c.out({B, L, n, H, K}, type);
+    if (H > G) g.part_q = c.out({B, L, H, K}), g.part_key = c.out({B, L, n, H, K});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.matrix_state_backward(g); });
+    finite(g.gq, B * L * G * K), finite(g.gkey, B * L * n * G * K), finite(g.gvalue, B * L * n * H * V), finite(g.gstate, B * H * K * V);
+    if (a.decay) finite(g.gdecay, B * L * H * decays);
+    if (a.beta) finite(g.gbeta, B * L * n * H);
+    if (a.read) finite(g.gread, B * L * n * H * K);
+}
+
 void diagonal_case(const Kernels& kernels, int64_t B, int64_t L, int64_t M, bool one_a, int32_t a_type, int32_t type, bool timeline) {
     Case c;
     DiagonalScan a{};
@@ -304,6 +347,12 @@ void all(const Kernels& kernels) {
                 ssd_case(kernels, 1, length, 1, 1, 1, 1, timeline, type);
                 ssd_case(kernels, 2, length, 10, 5, 9, 2, timeline, type);
                 ssd_case(kernels, 1, length, 2, 24, 17, 1, timeline, type);
+                running = "matrix_state";
+                matrix_case(kernels, 1, length, 1, 1, 1, 1, 1, Decay::head, 'b', timeline, type);
+                matrix_case(kernels, 2, length, 1, 4, 2, 5, 17, Decay::none, length % 2 == 0 ? '-' : 'b', timeline, type);
+                matrix_case(kernels, 1, length, 3, 2, 1, 9, 70, Decay::head, 'b', timeline, type);
+                matrix_case(kernels, 1, length, 2, 1, 1, 33, 24, Decay::channel, 'r', timeline, type);
+                matrix_case(kernels, 1, length, 1, 1, 1, 34, 9, Decay::channel, '-', timeline, type);
                 running = "diagonal_scan";
                 diagonal_case(kernels, 2, length, 131, false, type, type, timeline);
                 diagonal_case(kernels, 2, length, 5, true, kFloat, kFloat, timeline);

@@ -29,7 +29,8 @@ def refuse(
     """Why the kernels cannot take these (metadata only), or None."""
     numbers = q.shape[3] * v.shape[4] * v.shape[2]
     if numbers > MAX_STATE:
-        return f"a head's state has {q.shape[3]} x {v.shape[4]} numbers, for {v.shape[2]} writes; the native kernel takes a product up to {MAX_STATE}"
+        shape = f"{q.shape[3]} x {v.shape[4]} numbers, and a position {v.shape[2]} writes"
+        return f"a head's state has {shape}; the native kernels take a product up to {MAX_STATE}"
     dtypes = (torch.float32, torch.bfloat16)
     return gate.refuse(dtypes, q=q, k=k, v=v, beta=beta, log_decay=log_decay, read=read) or gate.refuse((torch.float32,), state=state)
 
@@ -117,7 +118,7 @@ def _fake_backward(gy: Tensor, glast: Tensor | None, *rest: Any) -> tuple[Tensor
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, state, reset, mask, ctx.scale, _ = inputs
+    *tensors, _, reset, mask, ctx.scale, _ = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, reset, mask, output[2])

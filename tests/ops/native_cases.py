@@ -6,17 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from statescan import Timeline
-from statescan.ops import causal_conv1d, diagonal_scan, selective_scan, ssd
+from statescan.ops import causal_conv1d, delta_rule, diagonal_scan, linear_attention, selective_scan, ssd
 from statescan.ops.dispatch import implementation
 
 Inputs = dict[str, Tensor]
 OPS: dict[str, Callable[..., Any]] = {
     "selective_scan": selective_scan, "causal_conv1d": causal_conv1d, "ssd": ssd, "diagonal_scan": diagonal_scan,
+    "linear_attention": linear_attention, "delta_rule": delta_rule,
 }  # fmt: skip
-EXISTING = ("x", "delta", "z", "B", "C", "b")  # inputs that hold NaN where a position does not exist
+EXISTING = (
+    "x",
+    "delta",
+    "z",
+    "B",
+    "C",
+    "b",
+    "q",
+    "k",
+    "v",
+    "beta",
+    "read",
+    "log_decay",
+)  # inputs that hold NaN where a position does not exist
 
 
 def selective_inputs(batch: int, length: int, width: int, n: int, groups: int) -> Inputs:
@@ -50,14 +65,42 @@ def diagonal_inputs(shape: tuple[int, ...], a_shape: tuple[int, ...], a_dtype: t
     }  # fmt: skip
 
 
+def attention_inputs(batch: int, length: int, heads: int, keys: int, width: int, groups: int, decay: str | None) -> Inputs:
+    """Of linear attention; decay: "constant", "scalar", "vector" or None."""
+    r = torch.randn
+    inputs = {
+        "q": r(batch, length, groups, keys), "k": F.normalize(r(batch, length, groups, keys), dim=-1), "v": r(batch, length, heads, width),
+        "state": r(batch, heads, keys, width),
+    }  # fmt: skip
+    shapes = {"constant": (heads,), "scalar": (batch, length, heads), "vector": (batch, length, heads, keys)}
+    if decay is not None:
+        inputs["log_decay"] = -torch.rand(shapes[decay])
+    return inputs
+
+
+def delta_inputs(
+    batch: int, length: int, heads: int, keys: int, width: int, groups: int, decay: str | None, writes: int, read: bool
+) -> Inputs:
+    """Of the delta rule, with several writes or a read of its own; some strengths and reads are zero."""
+    inputs = attention_inputs(batch, length, heads, keys, width, groups, decay)
+    inputs["k"] = F.normalize(torch.randn(batch, length, writes, groups, keys), dim=-1)
+    inputs["v"] = torch.randn(batch, length, writes, heads, width)
+    used = torch.rand(batch, length, writes, heads) > 0.2
+    if read:
+        inputs["read"] = used.unsqueeze(-1) * F.normalize(torch.randn(batch, length, writes, heads, keys), dim=-1)
+    else:
+        inputs["beta"] = used * 2 * torch.rand(batch, length, writes, heads)
+    return inputs
+
+
 def random_timeline(op: str, inputs: Inputs) -> Timeline:
     """Resets, holes (with NaN in the inputs there) and, where it means something, an interval; some resets fall into holes."""
-    first = inputs["b" if op == "diagonal_scan" else "x"]
+    first = next(inputs[name] for name in ("x", "b", "q") if name in inputs)
     batch, length = first.shape[:2]
     mask, reset = torch.rand(batch, length) > 0.3, torch.rand(batch, length) < 0.15
     mask[:, -1] = True
     for name in EXISTING:
-        if name in inputs:
+        if name in inputs and inputs[name].shape[:2] == mask.shape:
             inputs[name][~mask] = float("nan")
     if op not in ("selective_scan", "ssd"):
         return Timeline(reset, mask)

@@ -24,6 +24,8 @@ MAKE: dict[str, tuple[Any, dict[str, Any]]] = {
     "causal_conv1d": (lambda: cases.conv_inputs(2, 70, 9, 4), {"activation": "silu"}),
     "ssd": (lambda: cases.ssd_inputs(2, 70, 3, 5, 6, 1), {"delta_softplus": True}),
     "diagonal_scan": (lambda: cases.diagonal_inputs((2, 70, 9), (1, 70, 9), torch.complex64, torch.complex64), {}),
+    "linear_attention": (lambda: cases.attention_inputs(2, 70, 4, 5, 6, 2, "scalar"), {}),
+    "delta_rule": (lambda: cases.delta_inputs(2, 70, 4, 5, 6, 2, "vector", 2, False), {}),
 }
 """Inputs and options by op."""
 
@@ -67,6 +69,9 @@ def library_arguments(op: str, grad: bool) -> tuple[Any, ...]:
         return (*(a[k] for k in names), *line, True, 0.0, float("inf"), 1.0, grad)
     if op == "causal_conv1d":
         return (*(a[k] for k in ("x", "weight", "bias", "state", "reset", "mask")), True)
+    if op in ("linear_attention", "delta_rule"):
+        k, v = (a[name] if op == "delta_rule" else a[name].unsqueeze(2) for name in ("k", "v"))  # the kernels take writes
+        return (a["q"], k, v, a.get("beta"), a["log_decay"], a.get("read"), a["state"], a["reset"], a["mask"], a["scale"], grad)
     return tuple(a[k] for k in ("a", "b", "state", "reset_to", "reset", "mask"))
 
 
@@ -111,7 +116,7 @@ def test_double_backward_raises_and_names_portable(op: str) -> None:
     inputs = {k: v.requires_grad_() for k, v in make().items() if k != "reset_to"}
     with implementation("native"):
         y = cases.OPS[op](**inputs, **options)
-    name = "b" if op == "diagonal_scan" else "x"
+    name = next(name for name in ("x", "b", "v") if name in inputs)
     (first,) = torch.autograd.grad(y.abs().square().sum(), inputs[name], create_graph=True)
     with pytest.raises(RuntimeError, match="portable"):
         first.abs().sum().backward()

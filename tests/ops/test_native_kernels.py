@@ -37,6 +37,18 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "diagonal full": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 7, 5), (2, 7, 5), F, F), {}),
     "diagonal time-invariant": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 65, 3, 50), (1, 1, 3, 1), C, C), {}),
     "diagonal real decay": ("diagonal_scan", lambda: cases.diagonal_inputs((3, 130, 70), (3, 130, 1), F, C), {}),
+    "attention one of all": ("linear_attention", lambda: cases.attention_inputs(1, 1, 1, 1, 1, 1, "scalar"), {}),
+    "attention groups": ("linear_attention", lambda: cases.attention_inputs(2, 7, 6, 5, 3, 2, None), {}),
+    "attention scalar": ("linear_attention", lambda: cases.attention_inputs(2, 130, 2, 33, 50, 1, "scalar"), {"scale": 0.7}),
+    "attention vector": ("linear_attention", lambda: cases.attention_inputs(1, 65, 2, 70, 17, 2, "vector"), {}),
+    "delta one of all": ("delta_rule", lambda: cases.delta_inputs(1, 1, 1, 1, 1, 1, "vector", 1, False), {}),
+    "delta L2": ("delta_rule", lambda: cases.delta_inputs(2, 2, 4, 3, 5, 2, None, 1, False), {}),
+    "delta scalar": ("delta_rule", lambda: cases.delta_inputs(2, 130, 2, 33, 66, 1, "scalar", 1, False), {}),
+    "delta constant": ("delta_rule", lambda: cases.delta_inputs(1, 65, 3, 64, 64, 3, "constant", 1, False), {}),
+    "delta vector": ("delta_rule", lambda: cases.delta_inputs(3, 65, 2, 96, 25, 2, "vector", 1, False), {"scale": 0.7}),
+    "delta three writes": ("delta_rule", lambda: cases.delta_inputs(2, 50, 2, 9, 40, 1, "scalar", 3, False), {}),
+    "delta read": ("delta_rule", lambda: cases.delta_inputs(2, 70, 2, 24, 33, 2, "vector", 2, True), {}),
+    "delta scalar read": ("delta_rule", lambda: cases.delta_inputs(1, 66, 4, 8, 9, 2, "scalar", 2, True), {}),
     "diagonal one row": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 30, 9), (1, 30, 9), C, C), {}),
 }
 
@@ -88,7 +100,7 @@ def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -
     assert all(error <= 1e-5 for error in errors.values()), errors
 
 
-@pytest.mark.parametrize("name", ["scan two tiles", "conv L130", "ssd L130"])
+@pytest.mark.parametrize("name", ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read"])
 def test_bfloat16(name: str) -> None:
     torch.manual_seed(2)
     op, make, options = CASES[name]
@@ -97,7 +109,11 @@ def test_bfloat16(name: str) -> None:
     cases.compare(op, inputs, cases.random_timeline(op, inputs), 2e-2, **options)
 
 
-@pytest.mark.parametrize("name", ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full"])
+@pytest.mark.parametrize(
+    "name",
+    ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full", "attention scalar",
+     "delta scalar", "delta read"],
+)  # fmt: skip
 @pytest.mark.parametrize("timeline", [False, True])
 def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
     torch.manual_seed(3)
@@ -132,8 +148,10 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row"]
-)
+    "name",
+    ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row", "attention vector",
+     "delta three writes", "delta read"],
+)  # fmt: skip
 @pytest.mark.parametrize("place", [strided, unaligned])
 def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:
     torch.manual_seed(4)
