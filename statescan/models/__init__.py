@@ -1,27 +1,43 @@
 """Names a paper and fills in the numbers: citation, variants, published facts to test."""
 
 from statescan.models import (
+    delta,
     falcon,
+    gla,
     granite,
+    griffin,
+    hgrn2,
     jamba,
     lfm2,
     mamba,
     mamba2,
     nemotron_h,
+    qwen3_next,
     recurrent_gemma,
+    retnet,
     rwkv7,
+    samba,
+    sambay,
     vmamba,
 )
 
 __all__ = [
+    "delta",
     "falcon",
+    "gla",
     "granite",
+    "griffin",
+    "hgrn2",
     "jamba",
     "lfm2",
     "mamba",
     "mamba2",
     "nemotron_h",
+    "qwen3_next",
     "recurrent_gemma",
+    "retnet",
     "rwkv7",
+    "samba",
+    "sambay",
     "vmamba",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from statescan.interop.config import Reader
-from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, lfm2, mamba, nemotron, qwen3
+from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, lfm2, mamba, nemotron, qwen3, qwen3_next
 from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
 from statescan.interop.keys import Keys, Rename, Reshape
 from statescan.registry import nearest
@@ -40,6 +40,7 @@ DIALECTS: dict[str, Dialect] = {
     "lfm2": Dialect("Lfm2ForCausalLM", lfm2.read, lfm2.write, lfm2.keys),
     "lfm2_moe": Dialect("Lfm2MoeForCausalLM", lfm2.read_moe, lfm2.write_moe, lfm2.keys),
     "qwen3_5_text": Dialect("Qwen3_5ForCausalLM", qwen3.read, qwen3.write, qwen3.keys),
+    "qwen3_next": Dialect("Qwen3NextForCausalLM", qwen3_next.read, qwen3_next.write, qwen3_next.keys),
 }
 
 
