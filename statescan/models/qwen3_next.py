@@ -20,7 +20,7 @@ FAMILY = Family(
   year={2025}
 }""",
     exact="Layers, wiring and parameter counts; checkpoints of transformers load and export, of Qwen3.5 those of the language model alone.",
-    deviates="Fresh delta layers draw their steps as Mamba-2 does, where the released code starts every dt_bias at one; the extra layers that "
+    deviates="Fresh delta layers draw their steps as Mamba-2 does, where the released code starts every dt_bias at one; the layers that "
     "predict further tokens are left out.",
 )
 
