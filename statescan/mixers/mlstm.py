@@ -77,10 +77,7 @@ class MLSTM(CausalMixer):
     """
 
     residual_outputs = ("out_proj",)
-    examples = (
-        {"num_heads": 2, "igate_bias_init": 3.0},
-        {"num_heads": 4, "qk_dim_factor": 0.25, "v_dim_factor": 0.5, "gate_soft_cap": None, "igate_bias_init": 4.0, "use_bias": True},
-    )
+    examples = ({"num_heads": 4, "qk_dim_factor": 0.25, "v_dim_factor": 0.5, "igate_bias_init": 3.0, "use_bias": True},)
 
     def __init__(
         self,
@@ -195,10 +192,9 @@ class MLSTMBlock(CausalMixer):
 
     residual_outputs = ("proj_down",)
     examples = (
-        {"num_heads": 2, "round_proj_up_to_multiple_of": 8, "igate_bias_init": 3.0},
         {
             "num_heads": 3, "proj_factor": 1.3, "round_proj_up_to_multiple_of": 12, "qkv_proj_blocksize": 6, "conv1d_kernel_size": 3,
-            "igate_bias_init": 4.0,
+            "igate_bias_init": 3.0,
         },
     )  # fmt: skip
 

@@ -90,7 +90,7 @@ class SLSTM(CausalMixer):
     ``conv1d.conv``, which is ``conv1d`` here.
     """
 
-    examples = ({"num_heads": 4}, {"num_heads": 1, "conv1d_kernel_size": 2, "depth": 1.0})
+    examples = ({"num_heads": 4, "conv1d_kernel_size": 3, "depth": 1.0},)
 
     def __init__(self, d_model: int, num_heads: int = 4, conv1d_kernel_size: int = 4, depth: float = 0.0, norm_eps: float = 1e-5) -> None:
         super().__init__()
