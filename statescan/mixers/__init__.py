@@ -13,6 +13,7 @@ from statescan.mixers.kda import KDA
 from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.mixers.mamba2 import Mamba2, Mamba2State
+from statescan.mixers.mamba3 import Mamba3, Mamba3State
 from statescan.mixers.mla import GrowingLatentState, LatentState, MultiheadLatentAttention
 from statescan.mixers.mlstm import MLSTM, MLSTMBlock, MLSTMBlockState, MLSTMState
 from statescan.mixers.moe import MoE
@@ -53,6 +54,8 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Mamba2State",
+    "Mamba3",
+    "Mamba3State",
     "MambaState",
     "MatrixState",
     "MoE",

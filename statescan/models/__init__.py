@@ -11,6 +11,7 @@ from statescan.models import (
     lfm2,
     mamba,
     mamba2,
+    mamba3,
     nemotron_h,
     qwen3_next,
     recurrent_gemma,
@@ -19,6 +20,8 @@ from statescan.models import (
     samba,
     sambay,
     vmamba,
+    xlstm,
+    zamba2,
 )
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "lfm2",
     "mamba",
     "mamba2",
+    "mamba3",
     "nemotron_h",
     "qwen3_next",
     "recurrent_gemma",
@@ -40,4 +44,6 @@ __all__ = [
     "samba",
     "sambay",
     "vmamba",
+    "xlstm",
+    "zamba2",
 ]
