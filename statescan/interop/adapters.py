@@ -19,6 +19,7 @@ from torch import nn
 from statescan.blocks import Residual
 from statescan.files import read_safetensors, write_safetensors
 from statescan.layers import QuantLinear
+from statescan.layers.moe import Router
 from statescan.protocols import Mixer
 from statescan.registry import nearest
 
@@ -30,17 +31,24 @@ def lora_targets(model: nn.Module) -> list[str]:
     """Names of every projection inside the model's blocks, as ``target_modules`` of a ``peft.LoraConfig`` takes them.
 
     For Mamba: ``["dt_proj", "in_proj", "out_proj", "x_proj"]``; for Mamba-2: ``["in_proj", "out_proj"]``. Feed-forward layers are blocks
-    too; embedding and head are not.
+    too. Not among them: embedding, head, and routers and experts, whose weights are no Linear's.
     """
-    targets = {
-        path.rpartition(".")[2]
-        for block in model.modules()
-        if isinstance(block, (Mixer, Residual))
-        for path, child in block.named_modules()
-        if isinstance(child, nn.Linear)
-    }
-    if not targets:
+    modules = dict(model.named_modules())
+    inside = {id(child) for block in modules.values() if isinstance(block, (Mixer, Residual)) for child in block.modules()}
+    wanted = {path for path, m in modules.items() if id(m) in inside and isinstance(m, nn.Linear) and not isinstance(m, Router)}
+    if not wanted:
         raise ValueError(f"{type(model).__name__} has no mixer with a projection to adapt")
+    clear: dict[str, bool] = {}  # whether every module whose path ends so is wanted
+    targets = set()
+    for path in wanted:
+        words = path.split(".")
+        for first in range(len(words) - 1, -1, -1):
+            end = ".".join(words[first:])
+            if end not in clear:
+                clear[end] = all(other in wanted for other in modules if other == end or other.endswith(f".{end}"))
+            if clear[end]:
+                targets.add(end)
+                break
     return sorted(targets)
 
 
@@ -56,7 +64,7 @@ def add_lora(model: nn.Module, *, rank: int = 16, alpha: float = 32.0, dropout: 
         raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
     wanted = list(targets) or lora_targets(model)
     linears = {path: m for path, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
-    places = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     for target in wanted:
         found = [path for path in linears if path == target or path.endswith(f".{target}")]
         if not found:
@@ -64,7 +72,7 @@ def add_lora(model: nn.Module, *, rank: int = 16, alpha: float = 32.0, dropout: 
         quantized = next((path for path in found if isinstance(linears[path], QuantLinear)), None)
         if quantized is not None:
             raise ValueError(f"{quantized} is quantised, so an adapter could not be merged into it: take the model it was made from")
-        tied = next((path for path in found if places[id(linears[path].weight)] > 1), None)
+        tied = next((path for path in found if owners[id(linears[path].weight)] > 1), None)
         if tied is not None:
             raise ValueError(f"{tied} shares its weight with the embedding, so an adapter on it could not be merged: leave it out")
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted)

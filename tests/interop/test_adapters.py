@@ -60,6 +60,27 @@ def test_every_projection_of_a_hybrid() -> None:
     assert adapted.base_model.model is model
 
 
+def test_names_say_no_more_than_projections() -> None:
+    """An end of a path that other modules have too is not enough; a module in two places has one adapter."""
+    model = make(layers="MAMA")
+    model.backbone.layers[1].mixer.extra = torch.nn.Sequential(torch.nn.Linear(16, 2), torch.nn.Linear(2, 16))
+    model.backbone.layers[2].mixer = model.backbone.layers[0].mixer
+    assert lora_targets(model) == ["extra.0", "extra.1", "in_proj", "k_proj", "o_proj", "out_proj", "q_proj", "v_proj"]
+    adapted = spoiled(add_lora(model, rank=2, alpha=4))
+    assert sum(".lora_A" in n for n, _ in model.named_parameters()) == 2 + 2 * 4 + 2
+    with torch.no_grad():
+        expected = model(ids())
+        torch.testing.assert_close(merge_adapter(adapted)(ids()), expected, atol=1e-5, rtol=0)
+
+
+def test_routers_are_left_alone() -> None:
+    from statescan.layers.moe import Router
+
+    model = make(layers="M")
+    model.backbone.layers[0].mixer.router = Router(16, 4)
+    assert lora_targets(model) == ["in_proj", "out_proj"]
+
+
 def test_states_and_generation_with_an_adapter_equal_the_merged_model() -> None:
     model, rows = make(), ids()
     plain = model(rows)

@@ -199,6 +199,29 @@ def test_merging_and_exporting_afterwards(chats: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-4, rtol=0)
 
 
+def test_a_published_hybrid_comes_and_goes(chats: Path, tmp_path: Path) -> None:
+    """Bamba (Mamba-2, attention, gated feed-forward) as transformers writes it: adapters, merge, four bits, generate, export."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BambaConfig(
+        vocab_size=257, hidden_size=24, num_hidden_layers=3, attn_layer_indices=[1], num_attention_heads=6, num_key_value_heads=2,
+        intermediate_size=20, mamba_n_heads=6, mamba_n_groups=2, mamba_d_state=5, mamba_d_head=8, mamba_chunk_size=4,
+    )  # fmt: skip
+    transformers.BambaForCausalLM(config).save_pretrained(tmp_path / "hub")
+    run = tmp_path / "run"
+    result = toy(tmp_path / "hub", chats, run, tokenizer="bytes", steps=20, export="transformers")
+    assert result.held_out_after < result.held_out_before
+    before, ours = ss.from_pretrained(tmp_path / "hub"), ss.from_pretrained(run)
+    same = [n for (n, p), (_, q) in zip(before.named_parameters(), ours.named_parameters(), strict=True) if torch.equal(p, q)]
+    assert [n for n in same if "proj" in n] == []
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "transformers").eval()
+    ids = torch.randint(0, 257, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-4, rtol=0)
+    quantize_folder(str(run), str(tmp_path / "int4"))
+    assert len(ss.generate(ss.from_pretrained(tmp_path / "int4"), ids[0].tolist(), max_new_tokens=5, eos_token_id=())) == 5
+
+
 def test_other_folders_and_the_stored_precision(chats: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ss.export_pretrained(ss.create_model("mamba-tiny", vocab_size=257), tmp_path / "original", "mamba_ssm", dtype=torch.bfloat16)
