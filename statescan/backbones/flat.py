@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from statescan.blocks import Residual
+from statescan.blocks import EMBEDDING, Residual
 from statescan.layers.norm import NormKind, make_norm
 from statescan.protocols import Bus, CausalMixer, Mixer, State
 from statescan.registry import nearest, register
@@ -50,7 +50,8 @@ class FlatBackbone(nn.Module):
     Args:
         d_model: width D.
         layers: pattern over the names of ``parts``: ``"M*24"``, ``"(MMA)*8"``.
-        parts: name (one letter) -> factory of a mixer or layer, given the width.
+        parts: name (one letter) -> factory of a mixer or layer, given the width; or of a whole :class:`Residual` block, which brings its
+            own norm and scale. Blocks of one name have those modules in common that their class names under ``shared``.
         vocab_size: with it, the input is token ids (B, L) and an embedding comes first.
         norm_eps: of every norm.
         residual_in_fp32: keep the residual stream in float32 whatever the layers' dtype.
@@ -88,13 +89,21 @@ class FlatBackbone(nn.Module):
             nn.init.normal_(self.embedding.weight, std=0.02)
         self.embedding_scale = float(embedding_scale)
         self.embedding_norm = make_norm(norm, d_model, norm_eps) if embedding_norm else None
-        self.layers = nn.ModuleList(Residual(d_model, parts[name], norm_eps, norm, residual_scale) for name in names)
+        first: dict[str, nn.Module] = {}
+        self.layers = nn.ModuleList()
+        for name in names:
+            layer = parts[name](d_model)
+            if not isinstance(layer, Residual):
+                layer = Residual(d_model, layer, norm_eps, norm, residual_scale)
+            for path in layer.shared:
+                layer.set_submodule(path, first.setdefault(name, layer).get_submodule(path))
+            self.layers.append(layer)
         self.norm_f = make_norm(norm, d_model, norm_eps) if norm_f else nn.Identity()
         self._check_bus()
         self._scale_residual_outputs()
 
     def _check_bus(self) -> None:
-        written: set[str] = set()
+        written = {EMBEDDING}
         for i, layer in enumerate(self.layers):
             mixer = layer.mixer
             if isinstance(mixer, Mixer):
@@ -131,6 +140,7 @@ class FlatBackbone(nn.Module):
         if self.residual_in_fp32 and x.dtype != torch.float64:
             x = x.float()
         bus = {} if bus is None else bus
+        bus[EMBEDDING] = x
         states = []
         for i, layer in enumerate(self.layers):
             before = None if state is None else state.layers[i]

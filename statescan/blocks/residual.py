@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,13 +18,14 @@ class Residual(nn.Module):
     ``scale`` is a fixed multiplier of what the mixer adds.
     """
 
-    def __init__(
-        self, d_model: int, mixer: Callable[[int], nn.Module], norm_eps: float = 1e-5, norm: NormKind = "rms", scale: float = 1.0
-    ) -> None:
+    shared: tuple[str, ...] = ()
+    """Names of submodules that all blocks of one part of a backbone have in common."""
+
+    def __init__(self, d_model: int, mixer: nn.Module, norm_eps: float = 1e-5, norm: NormKind = "rms", scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
         self.norm = make_norm(norm, d_model, norm_eps)
-        self.mixer = mixer(d_model)
+        self.mixer = mixer
 
     def forward(
         self, x: Tensor, timeline: Timeline | None = None, *, state: State | None = None, bus: Bus | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statescan.backbones import FlatState
+from statescan.blocks import EMBEDDING, Residual
 from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
 from statescan.engine.steps import LOWERINGS
 from statescan.heads import LanguageModel
@@ -147,11 +148,15 @@ class Engine:
         backbone, head = self.model.backbone, self.model.lm_head
 
         def embed(step: _Step) -> None:
-            self._rows(step)[:] = backbone.embed(step.ids)
+            x = backbone.embed(step.ids)
+            self._rows(step)[:] = x
+            step.bus[EMBEDDING] = x.unsqueeze(1)
 
         def lookup(b: Builder) -> None:
             if backbone.embedding_scale != 1 or backbone.embedding_norm is not None:
                 raise Unplain("what the embedding gives is scaled or normalised")
+            if any(type(layer) is not Residual for layer in backbone.layers):
+                raise Unplain("a layer above may read what the embedding gives")
             b.embed(backbone.embedding, self._stream)
 
         def finish(b: Builder) -> None:
@@ -168,12 +173,12 @@ class Engine:
 
     def _layer(self, i: int, layer: Any) -> _Part:
         def write(b: Builder) -> None:
+            b.read(layer, Residual)
             lowering = LOWERINGS.get(type(layer.mixer))
             if lowering is None:
                 raise Unplain(f"there is no native step for {type(layer.mixer).__name__}")
             if layer.scale != 1:
                 raise Unplain("what the layer adds is scaled")
-            b.read(layer, type(layer))
             b.read(layer.mixer, type(layer.mixer))
             b.norm(layer.norm, self._stream, self._hidden)
             lowering(b, layer.mixer, self._hidden, self._stream)

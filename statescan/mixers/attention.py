@@ -7,7 +7,7 @@ How resets, masks and the cache work together: docs/decisions/0007-attention-und
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -167,6 +167,7 @@ class Attention(Caching):
         gate: gated output.
         lambda_init: differential attention with this constant.
         share: key of the bus under which keys and values are left for layers above (:class:`CrossAttention`).
+        out_features: width of what o_proj gives; None is D.
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`AttentionState`, or :class:`GrowingAttentionState` without window and capacity.
     """
@@ -196,6 +197,7 @@ class Attention(Caching):
         gate: bool = False,
         lambda_init: float | None = None,
         share: str | None = None,
+        out_features: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = head_sizes(d_model, num_heads, num_kv_heads, head_dim)
@@ -217,7 +219,7 @@ class Attention(Caching):
         self.k_norm = norm(self.head_dim if self.norms_heads else keys, norm_eps) if qk_norm else None
         heads = (self.num_heads, self.num_kv_heads, self.head_dim)
         self.difference = None if lambda_init is None else Difference(*heads, lambda_init, norm_eps)
-        self.o_proj = nn.Linear(queries, d_model, bias=out_bias)
+        self.o_proj = nn.Linear(queries, d_model if out_features is None else out_features, bias=out_bias)
 
     def forward(
         self,
@@ -227,16 +229,21 @@ class Attention(Caching):
         state: AttentionState | GrowingAttentionState | None = None,
         return_state: bool = False,
         bus: Bus | None = None,
+        plus: Mapping[str, Tensor] | None = None,
     ) -> Any:
+        """``plus`` holds terms that are added to what q_proj, k_proj and v_proj give, by "q", "k" and "v": adapters of a shared layer."""
         if timeline is not None:
             timeline = timeline.without_interval(type(self).__name__)
         x = hide(x, timeline)
         batch, length = x.shape[:2]
         sight = Sight.of(timeline, None if state is None else state.position, batch, length, x.device)
-        gate, q = None, self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if plus is not None:
+            q, k, v = (t + plus[name] if name in plus else t for name, t in (("q", q), ("k", k), ("v", v)))
+        gate, q = None, q.unflatten(-1, (self.num_heads, -1))
         if self.gate:
             q, gate = q.chunk(2, dim=-1)
-        k, v = (proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        k, v = (t.unflatten(-1, (self.num_kv_heads, self.head_dim)) for t in (k, v))
         if self.q_norm is not None and self.k_norm is not None:
             if self.norms_heads:
                 q, k = self.q_norm(q), self.k_norm(k)

@@ -54,9 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     # Widths of experts are multiples of four: torch's grouped product, with which transformers computes them, takes no others.
     "granitemoehybrid-experts": {
         "hidden_size": 20, "num_hidden_layers": 3, "layer_types": ["full_attention", "linear_attention", "full_attention"],
-        "num_attention_heads": 5, "num_key_value_heads": 1, "shared_intermediate_size": 13, "num_local_experts": 5, "num_experts_per_tok": 3,
-        "intermediate_size": 8, "mamba_n_heads": 4, "mamba_d_state": 3, "mamba_chunk_size": 8, "embedding_multiplier": 2.5,
-        "residual_multiplier": 0.6, "attention_multiplier": 0.7, "logits_scaling": 0.9,
+        "num_attention_heads": 5, "num_key_value_heads": 1, "shared_intermediate_size": 13, "num_local_experts": 5,
+        "num_experts_per_tok": 3, "intermediate_size": 8, "mamba_n_heads": 4, "mamba_d_state": 3, "mamba_chunk_size": 8,
+        "embedding_multiplier": 2.5, "residual_multiplier": 0.6, "attention_multiplier": 0.7, "logits_scaling": 0.9,
     },
     "recurrent_gemma": {
         "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 40,
@@ -86,6 +86,19 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 20, "layer_types": ["full_attention", "conv"], "num_attention_heads": 2, "num_key_value_heads": 1,
         "moe_intermediate_size": 4, "num_experts": 3, "num_experts_per_tok": 3, "num_dense_layers": 0, "use_expert_bias": False,
         "norm_topk_prob": False, "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False, "norm_eps": 1e-3,
+    },
+    # transformers shares the blocks only where the embeddings are tied too.
+    "zamba2-two-blocks": {
+        "hidden_size": 24, "num_hidden_layers": 5, "num_mem_blocks": 2,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+        "use_shared_attention_adapter": True, "adapter_rank": 3, "use_mem_rope": True, "intermediate_size": 20,
+        "num_attention_heads": 6, "n_mamba_heads": 6, "mamba_ngroups": 2, "mamba_d_state": 5, "chunk_size": 4, "add_bias_linear": True,
+        "time_step_min": 0.3, "time_step_max": 0.5,
+    },
+    "zamba2-one-block": {
+        "hidden_size": 20, "num_hidden_layers": 3, "layers_block_type": ["hybrid", "linear_attention", "hybrid"], "adapter_rank": 2,
+        "intermediate_size": 13, "num_attention_heads": 4, "num_key_value_heads": 2, "n_mamba_heads": 8, "mamba_d_state": 7,
+        "mamba_d_conv": 3, "chunk_size": 8, "rms_norm_eps": 1e-3,
     },
     "qwen3_5_text-grouped": {
         "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -163,5 +176,20 @@ CASES: dict[str, dict[str, Any]] = {
         "hidden_size": 16, "layers_block_type": ["linear_attention", "moe"], "ssm_state_size": 3, "mamba_num_heads": 2,
         "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False,
         "moe_intermediate_size": 4, "moe_shared_expert_intermediate_size": 6, "residual_in_fp32": True,
+    },
+    "kimi_linear-groups": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "intermediate_size": 20, "linear_num_heads": 4, "linear_head_dim": 5,
+        "linear_conv_kernel_dim": 3, "num_attention_heads": 6, "num_key_value_heads": 6, "kv_lora_rank": 7, "q_lora_rank": 9,
+        "qk_nope_head_dim": 3, "qk_rope_head_dim": 4, "v_head_dim": 5, "attention_bias": True, "num_experts": 6, "num_expert_group": 3,
+        "topk_group": 2, "num_experts_per_token": 3, "num_shared_experts": 2, "moe_intermediate_size": 8, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "kimi_linear-sparse-first": {
+        "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"],
+        "mlp_layer_types": ["sparse", "dense"], "intermediate_size": 13, "linear_num_heads": 2, "linear_head_dim": 6,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 3, "v_head_dim": 2,
+        "num_experts": 4, "num_experts_per_token": 2, "moe_renormalize": False, "routed_scaling_factor": 0.7, "moe_intermediate_size": 4,
+        "rms_norm_eps": 1e-3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     },
 }  # fmt: skip

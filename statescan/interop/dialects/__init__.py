@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from statescan.interop.config import Reader
-from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, lfm2, mamba, nemotron, qwen3, qwen3_next
+from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, kimi_linear, lfm2, mamba, nemotron, qwen3, qwen3_next, zamba2
 from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
 from statescan.interop.keys import Keys, Rename, Reshape
 from statescan.registry import nearest
@@ -39,8 +39,10 @@ DIALECTS: dict[str, Dialect] = {
     "recurrent_gemma": Dialect("RecurrentGemmaForCausalLM", gemma.read, gemma.write, gemma.keys),
     "lfm2": Dialect("Lfm2ForCausalLM", lfm2.read, lfm2.write, lfm2.keys),
     "lfm2_moe": Dialect("Lfm2MoeForCausalLM", lfm2.read_moe, lfm2.write_moe, lfm2.keys),
+    "zamba2": Dialect("Zamba2ForCausalLM", zamba2.read, zamba2.write, zamba2.keys),
     "qwen3_5_text": Dialect("Qwen3_5ForCausalLM", qwen3.read, qwen3.write, qwen3.keys),
     "qwen3_next": Dialect("Qwen3NextForCausalLM", qwen3_next.read, qwen3_next.write, qwen3_next.keys),
+    "kimi_linear": Dialect("KimiLinearForCausalLM", kimi_linear.read, kimi_linear.write, kimi_linear.keys),
 }
 
 
@@ -69,6 +71,9 @@ def write_transformers(model: Any) -> tuple[dict[str, Any], Keys]:
             config = {"architectures": [dialect.architecture], "model_type": kind, **dialect.write(spec)}
             missing = lost(spec, dialect.read(Reader(config, kind)).resolved())
         except Unlike:
+            continue
+        except ValueError as error:  # it has no such value
+            reasons.append(str(error))
             continue
         if not missing:
             return config, Keys(dialect.keys(spec))

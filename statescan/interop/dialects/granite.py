@@ -22,7 +22,7 @@ def read(c: Reader) -> Spec[Any]:
     kinds = which(c, depth, _WORDS, ("linear_attention",) * depth)
     shared, experts = c.size("shared_intermediate_size", 1024), c.take("num_local_experts", 8)
     moe = {"top_k": c.take("num_experts_per_tok", 2), "d_ff": c.take("intermediate_size", 11008)}
-    second = Spec("MoE", num_experts=experts, shared_ff=shared, **moe) if experts else Spec("GatedMLP", d_ff=shared)
+    second: Spec[Any] = Spec("MoE", num_experts=experts, shared_ff=shared, **moe) if experts else Spec("GatedMLP", d_ff=shared)
     parts = {"M": mamba2(c, width, eps), "A": _attention(c, width), "F": second}
     return Spec(
         "LanguageModel", vocab_size=c.size("vocab_size", 32000), d_model=width, norm_eps=eps, residual_in_fp32=False,

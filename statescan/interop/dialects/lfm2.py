@@ -32,7 +32,7 @@ def read(c: Reader) -> Spec[Any]:
 def read_moe(c: Reader) -> Spec[Any]:
     """config.json -> Spec."""
     depth, dense = c.size("num_hidden_layers", 32), c.take("num_dense_layers", 2)
-    parts = {
+    parts: dict[str, Spec[Any]] = {
         "F": Spec("GatedMLP", d_ff=c.size("intermediate_size", 7168)),
         "E": Spec(
             "MoE", num_experts=c.size("num_experts", 32), top_k=c.size("num_experts_per_tok", 4), score="sigmoid",
@@ -49,7 +49,7 @@ def _stack(c: Reader, width: int, listed: tuple[str, ...], seconds: str, parts: 
     base, part = c.rotary(default_base=1e6)
     if part != 1:
         raise c.error(f"partial_rotary_factor must be 1; got {part}")
-    parts = {
+    parts: dict[str, Spec[Any]] = {
         **parts,
         "C": Spec("GatedShortConv", d_conv=c.size("conv_L_cache", 3), bias=c.take("conv_bias", False)),
         "A": Spec(
