@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from statescan.interop.pretrained import save_pretrained
 from statescan.procedures.evaluate import evaluate, evaluate_corpus
 from statescan.procedures.guard import first_non_finite
 from statescan.procedures.optim import make_optimizer, set_rate
+from statescan.spec import Spec
 from tests.procedures.train_toys import MODEL
 
 
@@ -57,8 +59,13 @@ def test_the_guard_names_a_parameter_an_output_a_gradient() -> None:
     assert not model[0]._forward_hooks
 
 
-def test_evaluation_equals_each_document_alone() -> None:
-    model = MODEL().double()
+HYBRID = MODEL.override({"layers": "MA", "parts": {**MODEL.arguments["parts"], "A": Spec("Attention", num_heads=2)}})
+"""Its cache grows, and loses what documents that have ended left in it."""
+
+
+@pytest.mark.parametrize("spec", [MODEL, HYBRID], ids=["mamba2", "hybrid"])
+def test_evaluation_equals_each_document_alone(spec: Spec[Any]) -> None:
+    model = spec().double()
     texts = ["def f(x):\n", "a", "some more text, longer than the others\n" * 3, "é"]
     corpus = encode_documents([Document(t, t, Path(t[:1])) for t in texts], ByteTokenizer())
     nats = 0.0
