@@ -27,10 +27,10 @@ def reference(
         forget, put = (kept - new_m).exp(), (i - new_m).exp()
         new_c, new_n = forget * c + put * z.tanh(), forget * n + put
         new_h = o.sigmoid() * new_c / new_n
-        new = (new_h, new_c, new_n, new_m)
         if mask is not None:
             here = mask[:, t, None, None]
-            new = tuple(torch.where(here, after, before) for after, before in zip(new, (h, c, n, m), strict=True))
-        h, c, n, m = new
+            new_h, new_c = torch.where(here, new_h, h), torch.where(here, new_c, c)
+            new_n, new_m = torch.where(here, new_n, n), torch.where(here, new_m, m)
+        h, c, n, m = new_h, new_c, new_n, new_m
         outputs.append(h)
     return existing(torch.stack(outputs, dim=1), mask).to(gates.dtype), h, c, n, m
