@@ -1,4 +1,4 @@
-"""Mamba-3 language models: mixers between gated MLPs. The widths of the paper's models are not published as files, so none is named here."""
+"""Mamba-3 language models: mixers between gated MLPs. The paper's models are not published as files, so no size is named here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILY = Family(
   booktitle={International Conference on Learning Representations},
   year={2026}
 }""",
-    exact="The mixer: SISO and MIMO, both pair layouts, both rates of decay, parameter names and counts; equal to its complex form in float64.",
+    exact="The mixer: SISO and MIMO, both pair layouts, both rates of decay, parameter names and counts.",
     deviates="The phase is summed in float64. With a norm before out_proj, MIMO norms each of its outputs (unverified).",
 )
 

@@ -39,8 +39,8 @@ def parts(m: Mamba3, u: torch.Tensor) -> dict[str, torch.Tensor]:
     f = F.softplus(a) if m.rate == "softplus" else torch.where(a >= 0, 1 + a, 1 / (1 - a))
     return {
         "z": z.view(-1, H, m.headdim), "v": v.view(-1, H, m.headdim), "k": normed(B, m.B_norm.weight, m.B_bias),
-        "q": normed(C, m.C_norm.weight, m.C_bias), "delta": delta, "alpha": torch.exp(-f.clamp(min=1e-4) * delta), "mix": torch.sigmoid(mix),
-        "turn": math.pi * torch.tanh(theta)[:, None, :] * delta[:, :, None],
+        "q": normed(C, m.C_norm.weight, m.C_bias), "delta": delta, "alpha": torch.exp(-f.clamp(min=1e-4) * delta),
+        "mix": torch.sigmoid(mix), "turn": math.pi * torch.tanh(theta)[:, None, :] * delta[:, :, None],
     }  # fmt: skip
 
 
@@ -157,10 +157,10 @@ def test_parameters(d_model: int, options: dict[str, Any], count: int) -> None:
 def test_parity_is_a_half_turn_a_bit() -> None:
     """No decay and theta delta = pi times the bit: the sign of the state's first pair tells the parity, for as long as it runs."""
     m = Mamba3(2, d_state=4, expand=1, headdim=1, rope_fraction=0.5).double()
-    z, v, B, C, dt, a, mix, theta = torch.arange(sum(m.sizes)).split(m.sizes)
+    _, v, _, _, _, a, mix, theta = torch.arange(sum(m.sizes)).split(m.sizes)
     with torch.no_grad():
         m.in_proj.weight.zero_(), m.B_bias.zero_(), m.C_bias.zero_(), m.D.zero_()
-        # inputs: a bit, and a one at the first position only
+        # A position's two inputs: a bit, and a one at the first position only.
         m.in_proj.weight[theta, 0] = 30.0
         m.dt_bias.fill_(math.log(math.e - 1))  # a step of one
         m.in_proj.weight[a] = -1e8  # the slowest rate: 1e-4
