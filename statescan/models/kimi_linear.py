@@ -46,7 +46,7 @@ register_model(
         LanguageModel, vocab_size=31, d_model=16, layers="DEAF", residual_in_fp32=False, tie_embeddings=False,
         parts={
             "D": Spec(KDA, num_heads=2, head_dim=4),
-            "A": Spec(MultiheadLatentAttention, num_heads=2, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=4),
+            "A": Spec(MultiheadLatentAttention, num_heads=2, kv_rank=6, nope_dim=4, rope_dim=2, value_dim=4, capacity=48),
             "F": Spec(GatedMLP, d_ff=20),
             "E": Spec(MoE, num_experts=4, top_k=2, d_ff=8, score="sigmoid", scale=2.446, selection_bias=True, shared_ff=8),
         },

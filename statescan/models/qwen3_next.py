@@ -25,12 +25,12 @@ FAMILY = Family(
 )
 
 
-def _mixers(heads: int, kv_heads: int, head_dim: int, delta: dict[str, Any]) -> dict[str, Spec[Any]]:
+def _mixers(heads: int, kv_heads: int, head_dim: int, delta: dict[str, Any], capacity: int | None = None) -> dict[str, Spec[Any]]:
     return {
         "D": Spec(GatedDeltaNet, expand_v=1.0, norm_eps=1e-6, **delta),
         "A": Spec(
             Attention, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, rotary_base=1e7, rotary_dim=head_dim // 4,
-            qk_norm="offset", norm_eps=1e-6, gate=True,
+            qk_norm="offset", norm_eps=1e-6, gate=True, capacity=capacity,
         ),
     }  # fmt: skip
 
@@ -67,7 +67,7 @@ register_model(
         LanguageModel, vocab_size=31, d_model=16, layers="DEAF", norm="rms_offset", norm_eps=1e-6, residual_in_fp32=False,
         tie_embeddings=False,
         parts={
-            **_mixers(2, 1, 8, {"num_heads": 2, "head_dim": 4, "num_v_heads": 4}),
+            **_mixers(2, 1, 8, {"num_heads": 2, "head_dim": 4, "num_v_heads": 4}, capacity=48),
             "E": Spec(MoE, num_experts=4, top_k=2, d_ff=8, shared_ff=8, shared_gate=True),
             "F": Spec(GatedMLP, d_ff=20),
         },

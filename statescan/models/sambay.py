@@ -85,7 +85,7 @@ register_model(
         parts={
             "W": Spec(Attention, num_heads=4, num_kv_heads=2, head_dim=6, window=5, rotary_base=None, bias=True, lambda_init=0.4),
             "S": Spec(Mamba, d_state=4, share="memory"),
-            "A": Spec(Attention, num_heads=4, num_kv_heads=2, head_dim=6, rotary_base=None, share="cache", lambda_init=0.7),
+            "A": Spec(Attention, num_heads=4, num_kv_heads=2, head_dim=6, rotary_base=None, capacity=48, share="cache", lambda_init=0.7),
             "G": Spec(GatedMemoryUnit, source="memory", d_inner=32),
             "C": Spec(CrossAttention, num_heads=4, num_kv_heads=2, head_dim=6, source="cache", lambda_init=0.7),
             "F": Spec(GatedMLP, d_ff=20),

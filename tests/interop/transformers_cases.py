@@ -192,4 +192,10 @@ CASES: dict[str, dict[str, Any]] = {
         "num_experts": 4, "num_experts_per_token": 2, "moe_renormalize": False, "routed_scaling_factor": 0.7, "moe_intermediate_size": 4,
         "rms_norm_eps": 1e-3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     },
+    "xlstm": {"hidden_size": 32, "num_heads": 2},
+    "xlstm-narrow-keys": {
+        "hidden_size": 24, "num_heads": 3, "qk_dim_factor": 0.25, "v_dim_factor": 0.5, "ffn_proj_factor": 1.5,
+        "ffn_round_up_to_multiple_of": 1, "gate_soft_cap": 2.0, "output_logit_soft_cap": 5.0, "norm_eps": 1e-4,
+        "eps": 1e-3,
+    },
 }  # fmt: skip

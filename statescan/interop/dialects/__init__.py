@@ -6,7 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from statescan.interop.config import Reader
-from statescan.interop.dialects import bamba, falcon, gemma, granite, jamba, kimi_linear, lfm2, mamba, nemotron, qwen3, qwen3_next, zamba2
+from statescan.interop.dialects import (
+    bamba,
+    falcon,
+    gemma,
+    granite,
+    jamba,
+    kimi_linear,
+    lfm2,
+    mamba,
+    nemotron,
+    qwen3,
+    qwen3_next,
+    xlstm,
+    zamba2,
+)
 from statescan.interop.dialects.anatomy import Unlike, layers_of, lost
 from statescan.interop.keys import Keys, Rename, Reshape
 from statescan.registry import nearest
@@ -43,6 +57,7 @@ DIALECTS: dict[str, Dialect] = {
     "qwen3_5_text": Dialect("Qwen3_5ForCausalLM", qwen3.read, qwen3.write, qwen3.keys),
     "qwen3_next": Dialect("Qwen3NextForCausalLM", qwen3_next.read, qwen3_next.write, qwen3_next.keys),
     "kimi_linear": Dialect("KimiLinearForCausalLM", kimi_linear.read, kimi_linear.write, kimi_linear.keys),
+    "xlstm": Dialect("xLSTMForCausalLM", xlstm.read, xlstm.write, xlstm.keys),
 }
 
 

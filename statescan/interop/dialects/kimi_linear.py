@@ -19,7 +19,7 @@ def read(c: Reader) -> Spec[Any]:
     """config.json -> Spec. The released file holds the delta layers' sizes, and their numbers from one, in an object of its own."""
     depth, eps, released = c.size("num_hidden_layers", 27), c.number("rms_norm_eps", 1e-5), c.take("linear_attn_config", None) or {}
     c.fixed("hidden_act", "silu")
-    c.fixed("tie_word_embeddings", False)
+    c.fixed("tie_word_embeddings", False)  # transformers never ties them
     c.fixed("moe_router_activation_func", "sigmoid")
     c.fixed("moe_layer_freq", 1)
     c.fixed("mla_use_nope", True)
