@@ -226,6 +226,7 @@ void run(const void* context, int64_t index, char* scratch) {
                     default: run_slice<kWide>(a.keys, steps, planned, read, slice, u, y, tile.stride);
                 }
             });
+            touch_block(a.y, b, head, rows, count, a.width);
             for (int64_t i = 0; i < count; ++i)
                 if (rows[i].query >= 0)
                     store_row(a.y.at(b, rows[i].t, head) + tile.first * a.y.bytes(), a.y.type, tile.width, tile.y + i * tile.stride);

@@ -56,10 +56,26 @@ struct KeySide {
     int64_t kp;
 };
 
+// Brings near what the positions of a block have of one input or output, by position (B, L, H, .) or by write (B, L, n, H, .).
+static inline void touch_block(const View& v, int64_t b, int64_t head, const Row* rows, int64_t count, int64_t width) {
+    touch_rows(v, b, rows[0].t, rows[count - 1].t + 1, head, width);
+}
+
+static inline void touch_block(View v, int64_t b, int64_t head, const Row* rows, int64_t count, int64_t width, int64_t writes) {
+    v.data = v ? v.data + head * v.stride[3] * v.bytes() : nullptr;
+    for (int64_t j = 0; j < writes; ++j) touch_block(v, b, j, rows, count, width);
+}
+
 // Returns the number of queries.
 static inline int64_t load_keys(const MatrixState& a, int64_t b, int64_t head, Row* rows, int64_t count, const KeySide& s) {
     const int64_t kp = s.kp, group = head / (a.heads / a.groups);
     int64_t queries = 0;
+    if (count == 0) return 0;
+    touch_block(a.q, b, group, rows, count, a.keys);
+    touch_block(a.decay, b, head, rows, count, a.by_channel ? a.keys : 1);
+    touch_block(a.key, b, group, rows, count, a.keys, a.writes);
+    touch_block(a.value, b, head, rows, count, a.width, a.writes);
+    touch_block(a.read, b, head, rows, count, a.keys, a.writes);
     for (int64_t i = 0; i < count; ++i) {
         Row& row = rows[i];
         float *k = s.k + i * kp, *d = s.d + i * kp, *r = s.r + i * kp;

@@ -191,6 +191,7 @@ void Chunk::backward(const Block& o) {
     if (o.rows == 0) return zero(H, size);
     const Row* mine = rows + o.first;
     float* all_u = u + o.first * stride;
+    touch_block(a.gy, b, head, mine, o.rows, f.width);
     for (int64_t i = 0; i < o.rows; ++i)
         if (mine[i].query >= 0)
             load_row(a.gy.at(b, mine[i].t, head), a.gy.type, f.width, gy + (mine[i].query - o.query) * stride);
@@ -257,17 +258,17 @@ void Chunk::through_block(const Block& o, int64_t c, vf* tied) {
     auto query = [&](int64_t i) { return load(q + mine[i].query * kp + c); };
     auto read = [&](int64_t i) { return load(r + (o.first + i) * kp + c); };
     for (int64_t i = 0; i < o.rows; ++i) {
-        if (mine[i].query >= 0) {
-            const int64_t at = mine[i].query - o.query;
-            vf g = load(gq + at * kp + c);
-            for (int64_t j = 0; j <= i; ++j) g = decayed(j, g) + gP[at * kRows + j] * key(j);
-            store(gq + at * kp + c, g);
+        const bool asks = mine[i].query >= 0;
+        const int64_t at = asks ? mine[i].query - o.query : 0;
+        const float *by_query = gP + at * kRows, *by_read = gA + i * kRows;
+        vf g = asks ? load(gq + at * kp + c) : splat(0), h = reads ? load(gr + i * kp + c) : splat(0);
+        for (int64_t j = 0; j < i; ++j) {
+            const vf met = key(j);
+            g = decayed(j, g) + by_query[j] * met;
+            h = decayed(j, h) + by_read[j] * met;
         }
-        if (reads) {
-            vf g = load(gr + i * kp + c);
-            for (int64_t j = 0; j < i; ++j) g = decayed(j, g) + gA[i * kRows + j] * key(j);
-            store(gr + i * kp + c, -g);
-        }
+        if (asks) store(gq + at * kp + c, decayed(i, g) + by_query[i] * key(i));
+        if (reads) store(gr + i * kp + c, -h);
     }
     for (int64_t j = 0; j < o.rows; ++j) {
         vf g = load(gk + j * kp + c);
@@ -297,6 +298,11 @@ void Chunk::through_block(const Block& o, int64_t c, vf* tied) {
 
 void Chunk::write(const Block& o, const vf* tied) {
     const View &to_q = a.part_q ? a.part_q : a.gq, &to_key = a.part_key ? a.part_key : a.gkey;
+    touch_block(to_q, b, head, rows + o.first, o.rows, f.keys);
+    touch_block(to_key, b, head, rows + o.first, o.rows, f.keys, f.writes);
+    touch_block(a.gvalue, b, head, rows + o.first, o.rows, f.width, f.writes);
+    if (f.by_channel) touch_block(a.gdecay, b, head, rows + o.first, o.rows, f.keys);
+    touch_block(a.gread, b, head, rows + o.first, o.rows, f.keys, f.writes);
     for (int64_t i = 0; i < o.rows; ++i) {
         const Row& here = rows[o.first + i];
         float* g = w + i * stride;
