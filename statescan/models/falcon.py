@@ -62,7 +62,7 @@ def _h1(vocabulary: int, depth: int, width: int, mamba: dict[str, Any], attentio
     mixer = Spec(
         Parallel,
         parts={
-            "mamba": Spec(Mamba2, rmsnorm=False, chunk_size=128, **mamba),
+            "mamba": Spec(Mamba2, rmsnorm=False, **mamba),
             "self_attn": Spec(Attention, rotary_base=1e11, **attention),
         },
     )
@@ -86,7 +86,7 @@ for _name, (_v, _depth, _width, (_q, _kv, _size), (_heads, _p, _n, _groups), _ff
     register_model(
         f"falcon-h1-{_name}",
         _h1(
-            _v, _depth, _width, {"expand": _heads * _p / _width, "headdim": _p, "d_state": _n, "ngroups": _groups},
+            _v, _depth, _width, {"expand": _heads * _p / _width, "headdim": _p, "d_state": _n, "ngroups": _groups, "chunk_size": 128},
             {"num_heads": _q, "num_kv_heads": _kv, "head_dim": _size}, _ff,
         ),
         family=FALCON_H1,
@@ -96,8 +96,8 @@ for _name, (_v, _depth, _width, (_q, _kv, _size), (_heads, _p, _n, _groups), _ff
 register_model(
     "falcon-h1-tiny",
     _h1(
-        61, 1, 24, {"expand": 1.5, "headdim": 6, "d_state": 5, "ngroups": 2, "multipliers": (0.8, 1.3, 0.6, 1.7, 0.5)},
-        {"num_heads": 6, "num_kv_heads": 2, "head_dim": 4, "scale": 0.39 / 2}, 20,
+        61, 1, 24, {"expand": 1.5, "headdim": 6, "d_state": 5, "ngroups": 2, "chunk_size": 4, "multipliers": (0.8, 1.3, 0.6, 1.7, 0.5)},
+        {"num_heads": 6, "num_kv_heads": 2, "head_dim": 4, "scale": 0.39 / 2, "capacity": 48}, 20,
     ).override({
         "embedding_scale": 3.0, "logit_scale": 0.4, "parts.P.inputs": {"mamba": 1.25, "self_attn": 1.5},
         "parts.P.outputs": {"mamba": 0.6, "self_attn": 0.9}, "parts.F.multipliers": (0.7, 1.9),

@@ -47,7 +47,7 @@ register_model(
         LanguageModel, vocab_size=61, d_model=24, layers="MFAE", tie_embeddings=False, residual_in_fp32=False,
         parts={
             "M": Spec(Mamba, d_state=5, bcdt_norm="rms_weighted"),
-            "A": Spec(Attention, num_heads=4, num_kv_heads=2, rotary_base=None),
+            "A": Spec(Attention, num_heads=4, num_kv_heads=2, rotary_base=None, capacity=48),
             "F": Spec(GatedMLP, d_ff=20),
             "E": Spec(MoE, num_experts=3, top_k=2, d_ff=12, renormalise=False),
         },

@@ -44,7 +44,7 @@ register_model(
         LanguageModel, vocab_size=61, d_model=24, layers="MFAE", tie_embeddings=False, residual_in_fp32=False,
         parts={
             "M": Spec(Mamba2, d_state=5, expand=1.5, headdim=6, ngroups=2, chunk_size=4, dt_limit=(0.01, float("inf"))),
-            "A": Spec(Attention, num_heads=4, num_kv_heads=2, head_dim=5, rotary_base=None),
+            "A": Spec(Attention, num_heads=4, num_kv_heads=2, head_dim=5, rotary_base=None, capacity=48),
             "F": Spec(MLP, d_ff=20),
             "E": Spec(
                 MoE, num_experts=4, top_k=2, d_ff=8, score="sigmoid", scale=1.7, selection_bias=True, groups=2, top_groups=1,
