@@ -79,6 +79,8 @@ class Family:
     """What equals the publication, in a sentence for the catalogue."""
     deviates: str = ""
     """What does not, and why."""
+    introduces: tuple[str, ...] = ()
+    """Names of the mixers that came with it: who uses one cites this."""
 
 
 @dataclass(frozen=True)

@@ -23,22 +23,10 @@ def run(model: str) -> None:
 
 
 def _families(net: Any) -> list[Any]:
-    """The families that brought in the model's mixers: for each, the first registered one that uses it."""
+    """The families that introduced the model's mixers."""
     from statescan.protocols import Mixer
     from statescan.registry import models
 
     mixers = {type(module).__name__ for module in net.modules() if isinstance(module, Mixer)}
-    found: list[Any] = []
-    for entry in models.values():
-        brought = mixers & set(_names(entry.spec.to_dict()))
-        if brought and entry.family is not None:
-            mixers -= brought
-            found.append(entry.family)
-    return found
-
-
-def _names(data: Any) -> list[str]:
-    """Every name of a Spec, all the way down."""
-    if isinstance(data, dict):
-        return [n for key, value in data.items() for n in ([value] if key == "name" else _names(value))]
-    return [n for value in data for n in _names(value)] if isinstance(data, list) else []
+    families = {entry.family.name: entry.family for entry in models.values() if entry.family is not None}
+    return [family for family in families.values() if mixers & set(family.introduces)]

@@ -135,9 +135,9 @@ def _locate(path_or_hub_id: PathLike) -> Path:
     except ImportError as error:
         raise ImportError(f"no such folder: {name}; to download it from the hub: pip install 'statescan[hub]'") from error
     try:
-        downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
         if not any(downloaded.glob("*.safetensors")):
-            downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
+            downloaded = Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "pytorch_model*.bin"]))
     except (OSError, ValueError) as error:
         raise ValueError(f"no such folder: {name}; and it cannot be had from the hub: {error}") from error
     return downloaded

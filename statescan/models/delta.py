@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 DELTANET = Family(
     name="deltanet",
+    introduces=("DeltaNet",),
     title="Parallelizing Linear Transformers with the Delta Rule over Sequence Length",
     url="https://arxiv.org/abs/2406.06484",
     bibtex="""@inproceedings{yang2024parallelizing,
@@ -24,6 +25,7 @@ DELTANET = Family(
 
 GATED = Family(
     name="gated-deltanet",
+    introduces=("GatedDeltaNet",),
     title="Gated Delta Networks: Improving Mamba2 with Delta Rule",
     url="https://arxiv.org/abs/2412.06464",
     bibtex="""@inproceedings{yang2025gated,

@@ -26,6 +26,7 @@ FALCON_MAMBA = Family(
 
 FALCON_H1 = Family(
     name="falcon-h1",
+    introduces=("Parallel",),
     title="Falcon-H1: A Family of Hybrid-Head Language Models Redefining Efficiency and Performance",
     url="https://arxiv.org/abs/2507.22448",
     bibtex="""@article{zuo2025falconh1,

@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="gla",
+    introduces=("GLA",),
     title="Gated Linear Attention Transformers with Hardware-Efficient Training",
     url="https://arxiv.org/abs/2312.06635",
     bibtex="""@inproceedings{yang2024gated,

@@ -11,6 +11,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="griffin",
+    introduces=("RGLRU",),
     title=RELEASED.title,
     url=RELEASED.url,
     bibtex=RELEASED.bibtex,

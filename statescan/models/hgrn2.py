@@ -12,6 +12,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="hgrn2",
+    introduces=("HGRN2",),
     title="HGRN2: Gated Linear RNNs with State Expansion",
     url="https://arxiv.org/abs/2404.07904",
     bibtex="""@article{qin2024hgrn2,

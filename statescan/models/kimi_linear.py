@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="kimi-linear",
+    introduces=("KDA",),
     title="Kimi Linear: An Expressive, Efficient Attention Architecture",
     url="https://arxiv.org/abs/2510.26692",
     bibtex="""@article{kimi2025linear,

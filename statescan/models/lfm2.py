@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="lfm2",
+    introduces=("GatedShortConv",),
     title="LFM2 Technical Report",
     url="https://arxiv.org/abs/2511.23404",
     bibtex="""@article{liquidai2025lfm2,

@@ -9,6 +9,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="mamba",
+    introduces=("Mamba",),
     title="Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
     url="https://arxiv.org/abs/2312.00752",
     bibtex="""@article{gu2023mamba,

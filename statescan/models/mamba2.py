@@ -9,6 +9,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="mamba2",
+    introduces=("Mamba2",),
     title="Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality",
     url="https://arxiv.org/abs/2405.21060",
     bibtex="""@inproceedings{dao2024transformers,

@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="mamba3",
+    introduces=("Mamba3",),
     title="Mamba-3: Improved Sequence Modeling using State Space Principles",
     url="https://openreview.net/forum?id=HwCvaJOiCj",
     bibtex="""@inproceedings{mamba3,

@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="retnet",
+    introduces=("RetNet",),
     title="Retentive Network: A Successor to Transformer for Large Language Models",
     url="https://arxiv.org/abs/2307.08621",
     bibtex="""@article{sun2023retentive,

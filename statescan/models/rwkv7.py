@@ -11,6 +11,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="rwkv7",
+    introduces=("RWKV7TimeMix", "RWKV7ChannelMix"),
     title='RWKV-7 "Goose" with Expressive Dynamic State Evolution',
     url="https://arxiv.org/abs/2503.14456",
     bibtex="""@article{peng2025rwkv7,

@@ -15,6 +15,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="sambay",
+    introduces=("GatedMemoryUnit",),
     title="Decoder-Hybrid-Decoder Architecture for Efficient Reasoning with Long Generation",
     url="https://arxiv.org/abs/2507.06607",
     bibtex="""@article{ren2025decoder,

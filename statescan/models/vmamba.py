@@ -18,6 +18,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="vmamba",
+    introduces=("SS2D",),
     title="VMamba: Visual State Space Model",
     url="https://arxiv.org/abs/2401.10166",
     bibtex="""@inproceedings{liu2024vmamba,

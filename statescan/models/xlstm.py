@@ -10,6 +10,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="xlstm",
+    introduces=("MLSTM", "MLSTMBlock", "SLSTM"),
     title="xLSTM: Extended Long Short-Term Memory",
     url="https://arxiv.org/abs/2405.04517",
     bibtex="""@inproceedings{beck2024xlstm,
