@@ -99,7 +99,7 @@ def _differences(ours: Spec[Any], theirs: Spec[Any], skip: set[str]) -> list[str
     found = []
     for name, value in ours.arguments.items():
         filled = name in _FILLED and value in ("auto", None)
-        other = theirs.arguments.get(name, ordinary.get(name))
+        other: Any = theirs.arguments.get(name, ordinary.get(name))
         if name in skip or filled or other == value:
             continue
         if name == "parts" and [(n, part.name) for n, part in value.items()] == [(n, part.name) for n, part in (other or {}).items()]:

@@ -23,7 +23,7 @@ def read_mamba(c: Reader) -> Spec[Any]:
     # The published file says expand=16, and a width that is twice the model's: the width counts.
     if "intermediate_size" in c.config:
         arguments["expand"] = expand_to(c.size("intermediate_size"), width)
-    mixer = Spec("Mamba", bcdt_norm="rms", norm_eps=c.number("mixer_rms_eps", 1e-6), **arguments)
+    mixer: Spec[Any] = Spec("Mamba", bcdt_norm="rms", norm_eps=c.number("mixer_rms_eps", 1e-6), **arguments)
     return mamba.model(c, mixer, {"tie_embeddings": True})
 
 
@@ -44,11 +44,11 @@ def read_h1(c: Reader) -> Spec[Any]:
     c.skip("mlp_expansion_factor")  # intermediate_size says it
     inputs = {"mamba": c.take("ssm_in_multiplier", 1.0), "self_attn": c.take("attention_in_multiplier", 1.0)}
     outputs = {"mamba": c.take("ssm_out_multiplier", 1.0), "self_attn": c.take("attention_out_multiplier", 1.0)}
-    mixer = Spec(
+    mixer: Spec[Any] = Spec(
         "Parallel", parts=dict(zip(_SIDES, (_mamba2(c, width, eps), _attention(c, width)), strict=True)), inputs=_unless_one(inputs),
         outputs=_unless_one(outputs),
     )  # fmt: skip
-    mlp = Spec(
+    mlp: Spec[Any] = Spec(
         "GatedMLP", d_ff=c.size("intermediate_size", 14336), bias=c.take("mlp_bias", False),
         multipliers=c.take("mlp_multipliers", None) or (1.0, 1.0),
     )  # fmt: skip

@@ -22,7 +22,7 @@ def read(c: Reader) -> Spec[Any]:
     attends, mixes = _every(c, "attn_layer", 8, 4, depth), _every(c, "expert_layer", 2, 1, depth)
     experts, chosen = c.size("num_experts", 16), c.size("num_experts_per_tok", 2)
     heads, d_ff = c.size("num_attention_heads", 32), c.size("intermediate_size", 14336)
-    parts = {
+    parts: dict[str, Spec[Any]] = {
         "M": Spec(
             "Mamba", d_state=c.size("mamba_d_state", 16), d_conv=c.size("mamba_d_conv", 4), expand=c.size("mamba_expand", 2),
             dt_rank=c.take("mamba_dt_rank", "auto"), conv_bias=c.take("mamba_conv_bias", True), bias=c.take("mamba_proj_bias", False),
