@@ -49,7 +49,7 @@ def _stack(c: Reader, width: int, listed: tuple[str, ...], seconds: str, parts: 
     base, part = c.rotary(default_base=1e6)
     if part != 1:
         raise c.error(f"partial_rotary_factor must be 1; got {part}")
-    parts: dict[str, Spec[Any]] = {
+    parts = {
         **parts,
         "C": Spec("GatedShortConv", d_conv=c.size("conv_L_cache", 3), bias=c.take("conv_bias", False)),
         "A": Spec(
