@@ -198,4 +198,15 @@ CASES: dict[str, dict[str, Any]] = {
         "ffn_round_up_to_multiple_of": 1, "gate_soft_cap": 2.0, "output_logit_soft_cap": 5.0, "norm_eps": 1e-4,
         "eps": 1e-3,
     },
+    "olmo_hybrid-grouped": {
+        "hidden_size": 24, "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 20, "num_attention_heads": 6, "num_key_value_heads": 2, "attention_bias": True, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6, "linear_key_head_dim": 5, "linear_value_head_dim": 7, "linear_conv_kernel_dim": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e3}, "pad_token_id": 0, "eos_token_id": 1,
+    },
+    "olmo_hybrid-tied": {
+        "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"], "intermediate_size": 12,
+        "num_attention_heads": 5, "linear_allow_neg_eigval": False, "tie_word_embeddings": True, "rms_norm_eps": 1e-3, "pad_token_id": 0,
+        "eos_token_id": 1, "rope_parameters": {"rope_type": "default", "rope_theta": None},
+    },
 }  # fmt: skip

@@ -16,6 +16,7 @@ from statescan.interop.dialects import (
     lfm2,
     mamba,
     nemotron,
+    olmo,
     qwen3,
     qwen3_next,
     xlstm,
@@ -58,6 +59,7 @@ DIALECTS: dict[str, Dialect] = {
     "qwen3_next": Dialect("Qwen3NextForCausalLM", qwen3_next.read, qwen3_next.write, qwen3_next.keys),
     "kimi_linear": Dialect("KimiLinearForCausalLM", kimi_linear.read, kimi_linear.write, kimi_linear.keys),
     "xlstm": Dialect("xLSTMForCausalLM", xlstm.read, xlstm.write, xlstm.keys),
+    "olmo_hybrid": Dialect("OlmoHybridForCausalLM", olmo.read, olmo.write, olmo.keys),
 }
 
 
