@@ -23,6 +23,7 @@ def read(c: Reader) -> Spec[Any]:
     """config.json -> Spec."""
     width, depth, heads = c.size("hidden_size", 2560), c.size("num_hidden_layers", 26), c.size("num_attention_heads", 10)
     c.fixed("hidden_activation", "gelu_pytorch_tanh")
+    c.fixed("embeddings_scale_by_sqrt_dim", True)
     c.derived("head_dim", width // heads)
     c.skip("w_init_variance_scale", "final_w_init_variance_scale")
     doubled = c.size("intermediate_size", 7680)
