@@ -8,6 +8,7 @@ from statescan.mixers.deltanet import DeltaNet
 from statescan.mixers.gated_deltanet import GatedDeltaNet
 from statescan.mixers.gla import GLA, MatrixState
 from statescan.mixers.gmu import GatedMemoryUnit
+from statescan.mixers.grouped_mamba import GroupedMamba
 from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.kda import KDA
 from statescan.mixers.lru import LRU, RGLRU, LRUState, RGLRUState
@@ -44,6 +45,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedMemoryUnit",
     "GatedShortConv",
+    "GroupedMamba",
     "GrowingAttentionState",
     "GrowingLatentState",
     "LRUState",

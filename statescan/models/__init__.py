@@ -1,6 +1,7 @@
 """Names a paper and fills in the numbers: citation, variants, published facts to test."""
 
 from statescan.models import (
+    apriel_h1,
     delta,
     falcon,
     gla,
@@ -27,6 +28,7 @@ from statescan.models import (
 )
 
 __all__ = [
+    "apriel_h1",
     "delta",
     "falcon",
     "gla",
