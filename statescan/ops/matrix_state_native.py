@@ -7,6 +7,7 @@ kept beside the slice and costs nothing. Backward from the states saved every 64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,9 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, log_decay: Tensor | None, read: Tensor | None, state: Tensor,
     reset: Tensor | None, mask: Tensor | None, scale: float, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, the last state, and the state before each chunk (B, chunks, H, K, V) if ``save``."""
+    """y, the last state, and, if ``save``, the state before each chunk (B, chunks, H, K, V) as one row: a tracer would ask whether there is
+    just one chunk.
+    """
     assert gate.module is not None
     q, k, v, log_decay, read, state = (
         gate.rows(q),
@@ -69,12 +72,12 @@ def _forward(
         gate.rows(state),
     )
     y, last = torch.empty(_y_shape(v), dtype=v.dtype), torch.empty(state.shape)
-    chunks = torch.empty(_chunks_shape(v, state) if save else 0)
+    chunks = torch.empty(_chunks_shape(v, q.shape[3]) if save else 0)
     gate.module.matrix_state(
         *_call(q, v, log_decay, scale), view(q), view(k), view(v), view(beta), view(log_decay), view(read), view(state), view(reset),
         view(mask), view(y), view(last), view(chunks if save else None),
     )  # fmt: skip
-    return y, last, chunks
+    return y, last, chunks.view(-1)
 
 
 def _backward(
@@ -86,6 +89,7 @@ def _backward(
     q, k, v, log_decay, read = gate.rows(q), gate.rows(k), gate.rows(v), gate.rows_or_none(log_decay), gate.rows_or_none(read)
     gy, glast = gate.rows(gy), gate.rows_or_none(glast)
     heads, keys = v.shape[3], q.shape[3]
+    chunks = chunks.view(_chunks_shape(v, keys))
     outputs = [gate.like(t) for t in (q, k, v, beta, log_decay, read)]
     outputs.append(torch.empty(chunks.shape[:1] + chunks.shape[2:]))
     shared = heads > q.shape[2]
@@ -102,18 +106,20 @@ def _y_shape(v: Tensor) -> tuple[int, ...]:
     return (*v.shape[:2], *v.shape[3:])
 
 
-def _chunks_shape(v: Tensor, state: Tensor) -> tuple[int, ...]:
-    return (v.shape[0], (v.shape[1] + gate.CHUNK - 1) // gate.CHUNK, *state.shape[1:])
+def _chunks_shape(v: Tensor, keys: int) -> tuple[int, ...]:
+    batch, length, _, heads, width = v.shape
+    return batch, (length + gate.CHUNK - 1) // gate.CHUNK, heads, keys, width
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     state, save = rest[3], rest[-1]
-    return v.new_empty(_y_shape(v)), state.new_empty(state.shape), state.new_empty(_chunks_shape(v, state) if save else (0,))
+    return v.new_empty(_y_shape(v)), state.new_empty(state.shape), state.new_empty(math.prod(_chunks_shape(v, q.shape[3])) if save else 0)
 
 
 def _fake_backward(gy: Tensor, glast: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     *inputs, _, _, chunks, _ = rest
-    state = chunks.new_empty(chunks.shape[:1] + chunks.shape[2:])
+    batch, _, *state_shape = _chunks_shape(inputs[2], inputs[0].shape[3])
+    state = chunks.new_empty(batch, *state_shape)
     return tuple(gate.fake_like(t, gy) for t in (*inputs, state))
 
 

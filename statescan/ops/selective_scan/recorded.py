@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,9 +38,19 @@ def implement(
         devices: where it runs.
     """
 
+    # Between forward and backward the chunks' states are one row of numbers: a tracer would ask whether their number is one.
+    def recorded_forward(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        y, last, chunks = forward(x, delta, A, *rest)
+        return y, last, chunks.view(-1)
+
+    def recorded_backward(gy: Tensor, glast: Tensor | None, x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *inputs, chunks, softplus, unit = rest
+        shape = states(x.shape[0], x.shape[1], x.shape[2], A.shape[1])
+        return backward(gy, glast, x, delta, A, *inputs, chunks.view(shape), softplus, unit)
+
     def fake(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         (batch, length, width), n = x.shape, A.shape[1]
-        shapes = ((batch, width, n), states(batch, length, width, n) if rest[-1] else (0,))
+        shapes = ((batch, width, n), (math.prod(states(batch, length, width, n)) if rest[-1] else 0,))
         last, chunks = (x.new_empty(shape, dtype=torch.float32) for shape in shapes)
         return x.new_empty(x.shape), last, chunks
 
@@ -69,10 +80,10 @@ def implement(
     scan, scan_backward = gate.register(
         "selective_scan",
         f"({_INPUTS}, Tensor state, {_LINE}, bool softplus, float unit, bool save) -> (Tensor, Tensor, Tensor)",
-        forward,
+        recorded_forward,
         fake,
         f"(Tensor gy, Tensor? glast, {_INPUTS}, {_LINE}, Tensor chunks, bool softplus, float unit) -> ({', '.join(['Tensor'] * 11)})",
-        backward,
+        recorded_backward,
         fake_backward,
         setup,
         gradients,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ def _sizes(x: Tensor, B: Tensor) -> tuple[int, ...]:
     return (*x.shape, B.shape[3], B.shape[2])
 
 
-def _chunks(length: int) -> int:
-    return (length + gate.CHUNK - 1) // gate.CHUNK
+def _states(x: Tensor, B: Tensor) -> tuple[int, ...]:
+    batch, length, heads, p = x.shape
+    return batch, (length + gate.CHUNK - 1) // gate.CHUNK, heads, B.shape[3], p
 
 
 def _forward(
@@ -42,21 +44,21 @@ def _forward(
     reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None, softplus: bool, low: float,
     high: float, unit: float, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, the last state, and the state before each chunk (B, chunks, H, N, P) if ``save``."""
+    """y, the last state, and, if ``save``, the state before each chunk (B, chunks, H, N, P) as one row: a tracer would ask whether there is
+    just one chunk.
+    """
     assert gate.module is not None
     x, B, C, D = gate.rows(x), gate.rows(B), gate.rows(C), gate.rows_or_none(D)
     A, delta_bias = gate.rows(A), gate.rows_or_none(delta_bias)
-    batch, length, heads, p = x.shape
-    n = B.shape[3]
-    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty((batch, heads, p, n))
-    chunks = torch.empty((batch, _chunks(length), heads, n, p) if save else 0)
+    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty((x.shape[0], *x.shape[2:], B.shape[3]))
+    chunks = torch.empty(_states(x, B) if save else 0)
     gate.module.ssd(
         gate.threads(4 * x.numel() * B.shape[3]), softplus,
         low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
         view(chunks if save else None),
     )  # fmt: skip
-    return y, last, chunks
+    return y, last, chunks.view(-1)
 
 
 def _backward(
@@ -70,6 +72,7 @@ def _backward(
     A, delta_bias = gate.rows(A), gate.rows_or_none(delta_bias)
     batch, length, heads, p = x.shape
     groups, n = B.shape[2:]
+    chunks = chunks.view(_states(x, B))
     tiles = batch * groups * ((heads // groups + gate.HEADS - 1) // gate.HEADS)
     outputs = [gate.like(t) for t in (x, delta, A, B, C, D, delta_bias)]
     outputs += [torch.empty((batch, heads, p, n)), gate.like(reset_to), gate.like(interval)]
@@ -89,9 +92,8 @@ def _state_like(x: Tensor, B: Tensor) -> Tensor:
 
 
 def _fake(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, heads, p = x.shape
-    shape = (batch, _chunks(length), heads, B.shape[3], p) if rest[-1] else (0,)
-    return x.new_empty(x.shape), _state_like(x, B), x.new_empty(shape, dtype=torch.float32)
+    saved = math.prod(_states(x, B)) if rest[-1] else 0
+    return x.new_empty(x.shape), _state_like(x, B), x.new_empty(saved, dtype=torch.float32)
 
 
 def _fake_backward(
