@@ -6,6 +6,7 @@ from pathlib import Path
 
 import statescan as ss
 from statescan import registry
+from statescan.interop.dialects import DIALECTS
 from statescan.protocols import CausalMixer, Mixer
 
 
@@ -35,13 +36,20 @@ def mixers() -> str:
     return "\n".join(lines)
 
 
+def checkpoints() -> str:
+    """What interop reads and exports."""
+    kinds = "\n".join(f"| `{kind}` | {dialect.architecture} |" for kind, dialect in sorted(DIALECTS.items()))
+    head = "## Checkpoints of transformers\n\nRead by `from_pretrained`, written by `export_pretrained`."
+    return f"{head}\n\n| model type | class |\n|---|---|\n{kinds}"
+
+
 def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
 def page() -> str:
     """The whole page."""
-    return f"# Catalogue\n\nGenerated from the registry by `make docs`.\n\n{mixers()}\n\n{models()}"
+    return f"# Catalogue\n\nGenerated from the registry by `make docs`.\n\n{mixers()}\n\n{checkpoints()}\n\n{models()}"
 
 
 if __name__ == "__main__":
