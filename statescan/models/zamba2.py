@@ -54,7 +54,7 @@ register_model(
     "zamba2-tiny",
     Spec(
         LanguageModel,
-        vocab_size=61, d_model=16, layers="HH", residual_in_fp32=False,
+        vocab_size=61, d_model=16, layers="H", residual_in_fp32=False,
         parts={
             "H": Spec(
                 SharedBlockLayer, mixer=_TINY, num_heads=4, num_kv_heads=2, d_ff=20, rank=3, adapt_attention=True, rotary_base=10000.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ def test_shared_weights_count_once_and_have_a_name_a_use() -> None:
     one, block = make("H"), sum(p.numel() for p in model.backbone.layers[0].block.parameters())
     own = sum(p.numel() for p in one.backbone.layers[0].parameters()) - block
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in one.parameters()) == own
+
+
+@torch.no_grad()
+def test_copied_and_moved_off_the_meta_device_it_is_shared_still() -> None:
+    model = make()
+    with torch.device("meta"):
+        empty = Spec.of(model)()
+    moved = empty.to_empty(device="cpu").eval()
+    moved.load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), moved):
+        layers = other.backbone.layers
+        assert layers[0].block is layers[3].block
+        assert layers[0].block is not model.backbone.layers[0].block
+        assert torch.equal(other(IDS), model(IDS))
 
 
 def test_what_the_block_says_reaches_the_mixer_and_not_the_stream() -> None:
