@@ -343,7 +343,7 @@ def _draw(found: Comparison, title: str, say: Any) -> None:
         return
     rows, tests = found.rows(), found.tests
     height = 0.8 / len(tests)
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows) * max(1, 0.6 * len(tests))), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.5 + 0.42 * len(rows) * max(1, 0.6 * len(tests))), layout="constrained")
     axes = figure.add_subplot()
     for j, test in enumerate(tests):
         places = [i + (j - (len(tests) - 1) / 2) * height for i in range(len(rows))]
@@ -355,7 +355,7 @@ def _draw(found: Comparison, title: str, say: Any) -> None:
     axes.set(xlim=(0, 101), xlabel="accuracy, %", title=title, yticks=range(len(rows)))
     axes.set_yticklabels([f"{label}\n{parameters:,}" for label, parameters, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(tests) + 1)
     figure.savefig(found.run / ".plot.png", format="png", dpi=110)
     os.replace(found.run / ".plot.png", found.run / "plot.png")
 
