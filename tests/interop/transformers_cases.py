@@ -188,9 +188,9 @@ CASES: dict[str, dict[str, Any]] = {
     "kimi_linear-sparse-first": {
         "hidden_size": 20, "num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"],
         "mlp_layer_types": ["sparse", "dense"], "intermediate_size": 13, "linear_num_heads": 2, "linear_head_dim": 6,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 3, "v_head_dim": 2,
-        "num_experts": 4, "num_experts_per_token": 2, "moe_renormalize": False, "routed_scaling_factor": 0.7, "moe_intermediate_size": 4,
-        "rms_norm_eps": 1e-3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 3,
+        "v_head_dim": 2, "num_experts": 4, "num_experts_per_token": 2, "moe_renormalize": False, "routed_scaling_factor": 0.7,
+        "moe_intermediate_size": 4, "rms_norm_eps": 1e-3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     },
     "xlstm": {"hidden_size": 32, "num_heads": 2},
     "xlstm-narrow-keys": {
