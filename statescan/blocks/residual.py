@@ -31,17 +31,19 @@ class Residual(nn.Module):
         self, x: Tensor, timeline: Timeline | None = None, *, state: State | None = None, bus: Bus | None = None
     ) -> tuple[Tensor, State]:
         """The new stream and the new state."""
-        h = self.norm(x)
-        if isinstance(self.mixer, CausalMixer):
-            y, state = self.mixer(h, timeline, state=state, return_state=True, bus=bus)
-        elif isinstance(self.mixer, Mixer):
-            if state:
-                raise ValueError(f"{type(self.mixer).__name__} looks ahead, so it has no state: run whole sequences")
-            y, state = self.mixer(h, timeline, bus=bus), ()
-        else:
-            y, state = self.mixer(h), ()
+        y, state = self.mix(self.norm(x), timeline, state, bus)
         y = y.to(x.dtype)
         return x + (y if self.scale == 1 else self.scale * y), state
+
+    def mix(self, h: Tensor, timeline: Timeline | None, state: State | None, bus: Bus | None) -> tuple[Tensor, State]:
+        """Call the mixer, of whatever kind it is."""
+        if isinstance(self.mixer, CausalMixer):
+            return self.mixer(h, timeline, state=state, return_state=True, bus=bus)  # type: ignore[no-any-return]
+        if isinstance(self.mixer, Mixer):
+            if state:
+                raise ValueError(f"{type(self.mixer).__name__} looks ahead, so it has no state: run whole sequences")
+            return self.mixer(h, timeline, bus=bus), ()
+        return self.mixer(h), ()
 
     def init_state(self, batch_size: int, **where: Any) -> State:
         """The mixer's."""

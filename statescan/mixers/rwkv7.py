@@ -49,7 +49,7 @@ class RWKV7TimeMix(CausalMixer):
         w = exp(-e^{-1/2} sigmoid(w0 + tanh(x_w w1) w2)),   a = sigmoid(a0 + x_a a1 a2),   g = sigmoid(x_g g1) g2
         v = v + (v_first - v) sigmoid(v0 + x_v v1 v2)          v_first: the values of the first layer
         c = k * k_k / |k * k_k|,   k = k (1 + (a - 1) k_a)
-        S_t = (Diag(w) - (a * c) c^T) S_{t-1} + k v^T
+        S_t = (Diag(w) - (a * c) c^T) S_{t-1} + k v^T                              2 a * c with allow_neg_eigval
         y = output((GroupNorm(S_t^T r) + (r * k * r_k summed) v) * g)
 
     Args:
@@ -59,6 +59,7 @@ class RWKV7TimeMix(CausalMixer):
         rank_a: rank of a.
         rank_v: rank of the value residual.
         rank_g: rank of the gate.
+        allow_neg_eigval: the removal counts twice, so that the transition may have eigenvalues down to -1: not in the published models.
         first: the first layer of a model: it puts its values on the bus as ``v_first`` and has no v0, v1, v2; the others read them.
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`RWKV7State`. Initial values of the shifts and of w0 spread over the channels; the
@@ -69,7 +70,7 @@ class RWKV7TimeMix(CausalMixer):
     residual_outputs = ()  # the output starts at zero
     examples = (
         {"head_dim": 8, "rank_w": 4, "rank_a": 3, "rank_v": 2, "rank_g": 5},
-        {"head_dim": 16, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2},
+        {"head_dim": 16, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2, "allow_neg_eigval": True},
     )
 
     x_r: nn.Parameter
@@ -80,13 +81,21 @@ class RWKV7TimeMix(CausalMixer):
     x_g: nn.Parameter
 
     def __init__(
-        self, d_model: int, head_dim: int = 64, rank_w: int = 64, rank_a: int = 64, rank_v: int = 32, rank_g: int = 128, first: bool = True
+        self,
+        d_model: int,
+        head_dim: int = 64,
+        rank_w: int = 64,
+        rank_a: int = 64,
+        rank_v: int = 32,
+        rank_g: int = 128,
+        first: bool = True,
+        allow_neg_eigval: bool = False,
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, head_dim=head_dim, rank_w=rank_w, rank_a=rank_a, rank_v=rank_v, rank_g=rank_g)
         if d_model % head_dim:
             raise ValueError(f"head_dim must divide d_model; got {head_dim} and {d_model}")
-        self.d_model, self.head_dim, self.first = d_model, head_dim, first
+        self.d_model, self.head_dim, self.first, self.allow_neg_eigval = d_model, head_dim, first, allow_neg_eigval
         if first:
             self.writes = ("v_first",)  # type: ignore[misc]  # what the class declares for all, an instance narrows
         else:
@@ -135,8 +144,9 @@ class RWKV7TimeMix(CausalMixer):
         a = torch.sigmoid(self.a0 + (x_a @ self.a1 @ self.a2).to(dtype))
         removed = F.normalize((k * self.k_k).unflatten(-1, heads), dim=-1)
         k = (k * (1 + (a - 1) * self.k_a)).unflatten(-1, heads)
+        taken = removed * (2 * a if self.allow_neg_eigval else a).unflatten(-1, heads)
         y, s = delta_rule(
-            r, torch.stack([removed * a.unflatten(-1, heads), k], dim=2), torch.stack([torch.zeros_like(v), v], dim=2),
+            r, torch.stack([taken, k], dim=2), torch.stack([torch.zeros_like(v), v], dim=2),
             log_decay=log_w.unflatten(-1, heads), read=torch.stack([removed, torch.zeros_like(removed)], dim=2), scale=1.0,
             state=None if state is None else state.s, timeline=timeline, return_state=True,
         )  # fmt: skip

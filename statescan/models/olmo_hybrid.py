@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
-
-from statescan.blocks import Residual
+from statescan.blocks import PostNorm
 from statescan.heads import LanguageModel
 from statescan.layers import GatedMLP
 from statescan.mixers import Attention, GatedDeltaNet
-from statescan.protocols import Bus, CausalMixer, State
-from statescan.registry import Family, register, register_model
+from statescan.registry import Family, register_model
 from statescan.spec import Spec
-from statescan.timeline import Timeline
 
 FAMILY = Family(
     name="olmo-hybrid",
@@ -29,24 +24,6 @@ FAMILY = Family(
     exact="Layers, wiring and parameter counts; checkpoints of transformers load and export.",
     deviates="Initialisation of matrices is this library's.",
 )
-
-
-@register
-class PostNorm(Residual):
-    """A block with its norm behind the mixer: x + norm(mixer(x)). The mixer is a causal one, or a layer that looks at single positions."""
-
-    def __init__(self, d_model: int, mixer: Callable[[int], nn.Module], norm_eps: float = 1e-5) -> None:
-        super().__init__(d_model, mixer(d_model), norm_eps)
-
-    def forward(
-        self, x: Tensor, timeline: Timeline | None = None, *, state: State | None = None, bus: Bus | None = None
-    ) -> tuple[Tensor, State]:
-        h = x.to(self.norm.weight.dtype)
-        if isinstance(self.mixer, CausalMixer):
-            y, state = self.mixer(h, timeline, state=state, return_state=True, bus=bus)
-        else:
-            y, state = self.mixer(h), ()
-        return x + self.norm(y).to(x.dtype), state
 
 
 def _parts(delta: dict[str, Any], attention: dict[str, Any], inner: int) -> dict[str, Spec[Any]]:

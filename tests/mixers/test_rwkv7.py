@@ -55,7 +55,8 @@ def written_out(layer: RWKV7TimeMix, x: np.ndarray, v_first: np.ndarray | None) 
         r, w, k, v, a = (z.reshape(heads, n) for z in (r, w, k, v, a))
         y = np.empty((heads, n))
         for h in range(heads):
-            s[h] = s[h] @ (np.diag(w[h]) - np.outer(c[h], c[h] * a[h])) + np.outer(v[h], k[h])
+            taken = c[h] * a[h] * (2 if layer.allow_neg_eigval else 1)
+            s[h] = s[h] @ (np.diag(w[h]) - np.outer(c[h], taken)) + np.outer(v[h], k[h])
             read = s[h] @ r[h]
             y[h] = (read - read.mean()) / np.sqrt(read.var() + 64e-5)
         y = y.ravel() * p["ln_x.weight"] + p["ln_x.bias"] + ((r * k * p["r_k"]).sum(1, keepdims=True) * v).ravel()
@@ -64,17 +65,18 @@ def written_out(layer: RWKV7TimeMix, x: np.ndarray, v_first: np.ndarray | None) 
     return np.stack(outputs), np.stack(values)
 
 
-def built(first: bool) -> RWKV7TimeMix:
+def built(first: bool, allow_neg_eigval: bool = False) -> RWKV7TimeMix:
     torch.manual_seed(0)
-    return stir(RWKV7TimeMix(16, 8, 3, 4, 2, 5, first=first), scale=0.3).double()
+    return stir(RWKV7TimeMix(16, 8, 3, 4, 2, 5, first=first, allow_neg_eigval=allow_neg_eigval), scale=0.3).double()
 
 
 def draw(seed: int) -> Tensor:
     return torch.randn(1, 70, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_equals_the_recurrence_written_out() -> None:
-    layer, x, v_first = built(first=False), draw(1), draw(2)
+@pytest.mark.parametrize("allow_neg_eigval", [False, True])
+def test_equals_the_recurrence_written_out(allow_neg_eigval: bool) -> None:
+    layer, x, v_first = built(False, allow_neg_eigval), draw(1), draw(2)
     with torch.no_grad():
         got = layer(x, bus={"v_first": v_first})
     np.testing.assert_allclose(got[0].numpy(), written_out(layer, x[0].numpy(), v_first[0].numpy())[0], atol=1e-10)
