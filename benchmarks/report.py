@@ -14,7 +14,6 @@ READING = """Medians; `low` and `high` are the extremes of the repetitions. Part
 the same token ids; all but the transformer and the LSTM have the same random weights, and their logits are compared before anything is
 timed (`error` is the distance in the 2-norm, relative). `of the limit` is the least time that this machine could need over the time it
 took; [docs/performance.md](../../docs/performance.md) says how it is counted. Calls of more than six seconds are made three times.
-torch's allocator asks for huge pages (`THP_MEM_ALLOC_ENABLE=1`) in every participant that uses torch.
 """
 
 

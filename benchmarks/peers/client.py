@@ -28,11 +28,7 @@ class Participant:
         self, module: str, *arguments: str | int | Path, python: str = sys.executable, threads: int = 2, patience: float = 600
     ) -> None:
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (as long as the process)
-        # Huge pages for torch's allocator, whoever uses it: the statescan command sets it, and a training loop should.
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-            "THP_MEM_ALLOC_ENABLE": "1",
-        }  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.patience = patience
         self.started = time.perf_counter()
         self.process = subprocess.Popen(

@@ -37,10 +37,6 @@ STATESCAN_DEBUG=1         show the traceback of an error
 """
 
 
-# Torch's allocator asks for huge pages: on a virtual machine page faults take a fifth of a training step. Read when torch is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C. A bug keeps its traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
