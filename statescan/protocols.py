@@ -26,7 +26,7 @@ from statescan.timeline import Timeline
 
 Bus = MutableMapping[str, Any]
 
-__all__ = ["Bus", "CausalMixer", "Head", "Mixer", "Route", "Spec", "State", "Timeline"]
+__all__ = ["Bus", "CausalMixer", "Head", "Mixer", "Route", "Spec", "State", "Stateless", "Timeline"]
 
 
 class Mixer(Dynamic):
@@ -103,6 +103,22 @@ class CausalMixer(Mixer):
 
         ``capacity`` sizes a key-value cache; ``context`` is what an encoder-decoder layer attends to. Default device: the parameters'.
         """
+
+
+class Stateless(CausalMixer):
+    """Reads nothing but the positions and the bus of its call: its state is the empty tuple."""
+
+    def init_state(
+        self,
+        batch_size: int,
+        *,
+        space: Sequence[int] = (),
+        capacity: int | None = None,
+        context: Any = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[()]:
+        """Nothing."""
+        return ()
 
 
 @runtime_checkable

@@ -7,22 +7,20 @@ https://arxiv.org/abs/2507.06607.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from statescan.layers.rotary import rotate
 from statescan.mixers.attention import Difference, head_sizes, see
 from statescan.mixers.sight import Shared
-from statescan.protocols import Bus, CausalMixer
+from statescan.protocols import Bus, Stateless
 from statescan.registry import register
 from statescan.timeline import Timeline, hide
 
 
 @register
-class CrossAttention(CausalMixer):
+class CrossAttention(Stateless):
     """Causal attention of H heads over the keys and values that :class:`Attention` with ``share=source`` left on the bus::
 
         y = o_proj(sum_s A_ts v_s),   A_ts = softmax over the s that the sharing layer sees, of scale q_proj(x_t) k_s
@@ -98,15 +96,3 @@ class CrossAttention(CausalMixer):
                 f"CrossAttention expects keys of {heads} (num_kv_heads, head_dim) under {self.source!r}; got {tuple(shared.keys.shape[2:])}"
             )
         return shared
-
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        space: Sequence[int] = (),
-        capacity: int | None = None,
-        context: Any = None,
-        device: torch.device | str | None = None,
-    ) -> tuple[()]:
-        """Nothing."""
-        return ()

@@ -6,21 +6,19 @@ https://arxiv.org/abs/2507.06607.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.ops.checks import check_positive
-from statescan.protocols import Bus, CausalMixer
+from statescan.protocols import Bus, Stateless
 from statescan.registry import register
 from statescan.timeline import Timeline, hide
 
 
 @register
-class GatedMemoryUnit(CausalMixer):
+class GatedMemoryUnit(Stateless):
     """y = out_proj(m * silu(in_proj(x))), with the memory m that :class:`Mamba` with ``share=source`` left on the bus.
 
     Args:
@@ -59,15 +57,3 @@ class GatedMemoryUnit(CausalMixer):
             raise ValueError(f"the memory {self.source!r} must have shape {(*x.shape[:2], self.d_inner)}; got {tuple(memory.shape)}")
         y = hide(self.out_proj(memory * F.silu(self.in_proj(hide(x, timeline)))), timeline)
         return (y, ()) if return_state else y
-
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        space: Sequence[int] = (),
-        capacity: int | None = None,
-        context: Any = None,
-        device: torch.device | str | None = None,
-    ) -> tuple[()]:
-        """Nothing."""
-        return ()

@@ -6,7 +6,6 @@ Report", 2024, https://arxiv.org/abs/2412.19437 (sigmoid scores, a bias for the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,13 @@ from statescan.layers import MLP, GatedMLP
 from statescan.layers.mlp import Activation
 from statescan.layers.moe import ROUTER, Experts, Router, RouterStatistics
 from statescan.ops.checks import check_positive
-from statescan.protocols import Bus, CausalMixer
+from statescan.protocols import Bus, Stateless
 from statescan.registry import register
 from statescan.timeline import Timeline, hide
 
 
 @register
-class MoE(CausalMixer):
+class MoE(Stateless):
     """The k best of E feed-forward layers at each position, weighted::
 
         scores  = softmax(router(x)), or sigmoid(router(x))
@@ -148,15 +147,3 @@ class MoE(CausalMixer):
             closed = torch.ones_like(parts[..., 0], dtype=torch.bool).scatter(1, best, False)
             scores = parts.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(1)
         return scores.topk(self.top_k, dim=-1).indices
-
-    def init_state(
-        self,
-        batch_size: int,
-        *,
-        space: Sequence[int] = (),
-        capacity: int | None = None,
-        context: Any = None,
-        device: torch.device | str | None = None,
-    ) -> tuple[()]:
-        """Nothing."""
-        return ()
