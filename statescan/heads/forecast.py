@@ -56,7 +56,7 @@ class ClosedLoopForecast(nn.Module):
 
     def forecast(self, state: CompanionState, horizon: int) -> Tensor:
         """The next ``horizon`` values, (B, horizon, O), from the state behind the past."""
-        return self.read(self.mixer.roll(state, horizon)[0])
+        return self.read(self.mixer.roll(state, horizon))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Root mean squared error."""

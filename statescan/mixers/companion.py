@@ -230,22 +230,21 @@ class ClosedLoopCompanion(_Companion):
         """(B, L, D) -> (B, L, D): at position t what the layer expects at t+1, k^T x_t."""
         return fft_conv(u, self.kernel(u.shape[1], readout=self.row("k")).to(u.dtype))
 
-    def roll(self, state: CompanionState, horizon: int) -> tuple[Tensor, Tensor]:
-        """Closed loop from the state behind position l-1: c^T (A + b k^T)^h x, h = 0..horizon-1, (B, horizon, D), and the last state's x.
+    def roll(self, state: CompanionState, horizon: int) -> Tensor:
+        """Closed loop from the state behind position l-1: c^T (A + b k^T)^h x, h = 0..horizon-1, (B, horizon, D).
 
         Step h = 0 reads the state as it is: y at the last position, which an encoder's training makes a forecast of the next one.
         """
         if horizon < 1:
             raise ValueError(f"horizon must be positive; got {horizon}")
         a, b, c = self.rows()
-        closed = companion(a) + b.unsqueeze(-1) * self.row("k").unsqueeze(-2)
-        x = self.unpack(state, state.x[:, :, 0]).to(closed).unsqueeze(-1)  # (B, D, d, 1)
-        while x.shape[-1] < horizon:  # the power doubles, and so do the positions
-            x = torch.cat([x, closed @ x], -1)
-            closed = closed @ closed
-        x = x[..., :horizon]
-        y = torch.einsum("dn,bdnh->bhd", c, x)
-        return y.to(state.x.dtype), x[..., -1].to(state.x.dtype)
+        k, readouts = self.row("k"), [c]
+        for _ in range(horizon - 1):  # the readout goes backwards through the loop, once for all rows of the batch
+            r = readouts[-1]
+            r = torch.cat([r[:, 1:], (r * a).sum(-1, keepdim=True)], -1) + (r * b).sum(-1, keepdim=True) * k
+            readouts.append(r)
+        x = self.unpack(state, state.x[:, :, 0])
+        return torch.einsum("dhn,bdn->bhd", torch.stack(readouts, 1).to(x.dtype), x)
 
 
 def _latest(u: Tensor, d: int) -> Tensor:

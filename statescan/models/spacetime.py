@@ -151,7 +151,7 @@ class SpaceTime(nn.Module):
         """The past (B, L, V) -> its next values (B, horizon, V), closed loop. The past's mean is taken off before and added after."""
         series, mean = self._centred(x)
         features = self.encode(series)[0]
-        return self._roll(features, horizon) + mean
+        return self._roll(self.head.mixer.scan(features)[1], horizon) + mean
 
     def loss(self, x: Tensor, y: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
         """The weighted sum of three RMSE, for a past x (B, L, V), L > d, and what came after it, y (B, H, V).
@@ -164,16 +164,16 @@ class SpaceTime(nn.Module):
         first = self.head.mixer.d_state
         expected = self.head.next_input_loss(features)
         following = torch.cat([x, y[:, :1]], 1)[:, first:] - mean
-        ahead = self.head(features)[:, first - 1 :].squeeze(-1).unflatten(0, (-1, self.d_input)).mT
-        closed = self.head.loss(self._roll(features, y.shape[1]), y - mean)
+        ahead, state = self.head(features, return_state=True)
+        ahead = ahead[:, first - 1 :].squeeze(-1).unflatten(0, (-1, self.d_input)).mT
+        closed = self.head.loss(self._roll(state, y.shape[1]), y - mean)
         return weights[0] * closed + weights[1] * self.head.loss(ahead, following) + weights[2] * expected
 
     def parameter_groups(self, weight_decay: float = 1e-4, lr: float | None = None) -> list[dict[str, Any]]:
         """Optimiser groups: dynamics and biases without weight decay."""
         return parameter_groups(self, weight_decay=weight_decay, lr=lr)
 
-    def _roll(self, features: Tensor, horizon: int) -> Tensor:
-        state = self.head.mixer.scan(features)[1]
+    def _roll(self, state: CompanionState, horizon: int) -> Tensor:
         if self.raw_lag_state:
             state = CompanionState(state.x * self.head.mixer.b.abs().sum(-1, keepdim=True))
         return self.head.forecast(state, horizon).squeeze(-1).unflatten(0, (-1, self.d_input)).mT

@@ -45,7 +45,7 @@ def test_an_autoregression_is_continued_exactly() -> None:
     set_rows(layer, a=torch.zeros(4), b=torch.tensor([1.0, 0, 0, 0]), c=phi, k=phi)
     with torch.no_grad():
         y, state = layer.scan(series[:30].view(1, -1, 1))
-        ahead, _ = layer.roll(state, 50)
+        ahead = layer.roll(state, 50)
     assert (y[0, 4:, 0] - series[5:31]).abs().max() < 1e-12
     assert (ahead[0, :, 0] - series[30:]).abs().max() < 1e-11
     assert series[60:].abs().max() > 0.5
@@ -55,14 +55,12 @@ def test_without_the_loop_it_decays() -> None:
     layer = loop(3, 5)
     set_rows(layer, k=torch.zeros(1))
     state = CompanionState(torch.randn(2, 3, 5, dtype=torch.float64))
-    y, last = layer.roll(state, 7)
+    y = layer.roll(state, 7)
     a, _, c = layer.rows()
     x = state.x
     for h in range(7):
         assert (y[:, h] - (c * x).sum(-1)).abs().max() < 1e-13
-        if h < 6:
-            x = torch.einsum("dmn,bdn->bdm", companion(a), x)
-    assert (last - x).abs().max() < 1e-13
+        x = torch.einsum("dmn,bdn->bdm", companion(a), x)
 
 
 def test_the_closed_loop_feeds_itself_what_it_expects() -> None:
@@ -70,7 +68,7 @@ def test_the_closed_loop_feeds_itself_what_it_expects() -> None:
     u = torch.randn(2, 11, 3, dtype=torch.float64)
     with torch.no_grad():
         y, state = layer.scan(u)
-        ahead, _ = layer.roll(state, 9)
+        ahead = layer.roll(state, 9)
         assert (ahead[:, 0] - y[:, -1]).abs().max() < 1e-12
         expected = layer.expect(u)[:, -1]
         for h in range(1, 9):
