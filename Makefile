@@ -50,7 +50,7 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
-	$(PIP) --editable ".[train,plots,hub,peft,series,rl,bench,dev]"
+	$(PIP) --editable ".[train,plots,hub,peft,series,rl,images,sweep,sklearn,bench,dev]"
 	@touch $@ $(VENV)/.demo
 
 clean:

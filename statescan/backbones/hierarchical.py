@@ -56,6 +56,11 @@ class HierarchicalBackbone(nn.Module):
         self.embed = nn.Linear(channels, self.low.d_model)
         self.summary = nn.Linear(self.low.d_model, self.d_model)
 
+    @property
+    def causal(self) -> bool:
+        """Whether chunk after chunk can be taken in."""
+        return self.high.causal
+
     def fold(self, samples: Tensor) -> Tensor:
         """Samples (B, k T, channels) -> chunks (B, T, k * channels)."""
         check_shape("samples", samples, ("B", "k T", self.channels))

@@ -12,8 +12,10 @@ VERBS = {
     "train": "train a model from a YAML file and options, or resume a run",
     "finetune": "go on training a model on examples: low-rank adapters or all of it, then merge and export",
     "classify": "sequences by class, beside simple classifiers",
+    "regress": "numbers from sequences, one each or one a position, beside simple regressors",
     "forecast": "series ahead with bands, beside simple forecasts",
-    "stream": "a classifier or forecaster on values as they come, state kept between runs",
+    "control": "an agent with memory for an environment, beside one without and random actions",
+    "stream": "a classifier, regressor or forecaster on values as they come, state kept between runs",
     "compare": "mixers side by side on a generated task, at equal parameters",
     "eval": "bits per byte of a model on text",
     "generate": "continue a prompt",
@@ -27,7 +29,7 @@ VERBS = {
 """Verb -> what it does. ``statescan.cli.<verb>`` holds a function ``run``, whose signature is the command line, and where it is needed
 ``rewrite(words) -> words`` for a shorthand and ``show(result)``."""
 
-CONFIGURED = ("classify", "compare", "demo", "eval", "finetune", "forecast", "train")
+CONFIGURED = ("classify", "compare", "control", "demo", "eval", "finetune", "forecast", "regress", "train")
 """Verbs that read YAML files."""
 
 _HELP = """usage: statescan VERB [options]

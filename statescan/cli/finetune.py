@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from statescan.cli.train import rewrite
+from statescan.cli.inputs import resumed as rewrite
 from statescan.procedures.finetune import FinetuneResult
 from statescan.procedures.finetune import finetune as run
 

@@ -2,5 +2,6 @@
 
 from statescan.estimators.classifier import SequenceClassifier
 from statescan.estimators.forecaster import Forecaster
+from statescan.estimators.regressor import SequenceRegressor
 
-__all__ = ["Forecaster", "SequenceClassifier"]
+__all__ = ["Forecaster", "SequenceClassifier", "SequenceRegressor"]

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 
 from statescan import state as states
-from statescan.data.labelled import read_wav
+from statescan.data.labelled import read_sound
 from statescan.estimators.classifier import SequenceClassifier
 from statescan.estimators.forecaster import Forecaster
+from statescan.estimators.regressor import SequenceRegressor
+from statescan.estimators.supervised import SequenceEstimator
 
 
 def stream(model: str, source: str = "-", *, state: str | None = None, every: int = 1, horizon: int | None = None) -> Iterator[str]:
     """Lines of predictions, each as soon as its values have come.
 
-    A classifier answers after each frame with the position, the likeliest class and its probability; a line of values holds one position,
-    its channels divided by commas. A forecaster takes a table with a header, a row an observation, and answers with the next steps' means.
+    A classifier answers after each frame with the position, the likeliest class and its probability, a regressor with the position and its
+    numbers; one that was fitted per step answers for each position of the frame. A line of values holds one position, its channels divided
+    by commas. A forecaster takes a table with a header, a row an observation, and answers with the next steps' means.
 
     Args:
-        model: folder of a run of classify or forecast.
-        source: a wav file (of a classifier), a file of lines, or - for standard input.
+        model: folder of a run of classify, regress or forecast.
+        source: a wav file (of a classifier or regressor), a file of lines, or - for standard input.
         state: file (of a forecaster: folder) that the state is read from, if it is there, and written to at the end, also after Ctrl-C.
         every: a line for every so many frames or rows.
         horizon: steps of a forecast that are printed; by default one.
@@ -31,40 +34,48 @@ def stream(model: str, source: str = "-", *, state: str | None = None, every: in
     if every < 1:
         raise ValueError(f"every must be 1 or more; got {every}")
     folder = Path(model)
-    if (folder / "classifier.json").is_file():
-        return _classes(SequenceClassifier.load(folder), source, state, every)
+    for kind in (SequenceClassifier, SequenceRegressor):
+        if (folder / f"{kind._kind}.json").is_file():
+            return _answers(kind.load(folder), source, state, every)
     if (folder / "forecaster.json").is_file():
         return _forecasts(Forecaster.load(folder), source, state, every, 1 if horizon is None else horizon)
-    raise ValueError(f"{model} holds neither a classifier nor a forecaster: give the folder of a run of classify or forecast")
+    raise ValueError(f"{model} holds no classifier, regressor or forecaster: give the folder of a run of classify, regress or forecast")
 
 
-def _classes(classifier: SequenceClassifier, source: str, file: str | None, every: int) -> Iterator[str]:
+def _answers(estimator: SequenceEstimator, source: str, file: str | None, every: int) -> Iterator[str]:
     before = states.load(file) if file is not None and Path(file).is_file() else None
-    live = classifier.stream(before)  # type: ignore[arg-type]
+    live = estimator.stream(before)  # type: ignore[arg-type]
     seen = 0
     try:
-        for positions in _positions(source, classifier.n_features_in_):
-            for probabilities in live.push(positions):
+        for positions in _positions(source, estimator):
+            for answer in live.push(positions):
                 seen += 1
                 if seen % every == 0:
-                    yield _line(seen * classifier.stride, classifier, probabilities)
-        if len(live.state.waiting) or seen % every:
-            yield _line(seen * classifier.stride + len(live.state.waiting), classifier, live.now())
+                    yield from _lines_of(seen * estimator.stride, estimator, answer)
+        if len(live.state.waiting) or (seen % every and not estimator.per_step):
+            yield from _lines_of(seen * estimator.stride + len(live.state.waiting), estimator, live.now())
     finally:
         if file is not None:
             states.save(live.state, file)
 
 
-def _line(position: int, classifier: SequenceClassifier, probabilities: np.ndarray) -> str:
-    best = int(probabilities.argmax())
-    return f"{position}\t{classifier.classes_[best]}\t{probabilities[best]:.4f}"
+def _lines_of(end: int, estimator: SequenceEstimator, answer: np.ndarray) -> Iterator[str]:
+    """A line of the answer for all ``end`` positions; or one each of the last of them."""
+    each = answer if estimator.per_step else answer[None]
+    for position, values in zip(range(end - len(each) + 1, end + 1), each, strict=True):
+        if isinstance(estimator, SequenceClassifier):
+            best = int(values.argmax())
+            yield f"{position}\t{estimator.classes_[best]}\t{values[best]:.4f}"
+        else:
+            yield "\t".join([str(position), *(f"{v:.6g}" for v in values)])
 
 
-def _positions(source: str, channels: int) -> Iterator[np.ndarray]:
+def _positions(source: str, estimator: SequenceEstimator) -> Iterator[np.ndarray]:
+    channels, kind = estimator.n_features_in_, estimator._kind
     if source.lower().endswith(".wav"):
-        samples, _ = read_wav(source)
+        samples = read_sound(source, **estimator.reading_)
         if samples.shape[1] != channels:
-            raise ValueError(f"{source} has {samples.shape[1]} channels where the classifier was fitted on {channels}")
+            raise ValueError(f"{source} has {samples.shape[1]} channels where the {kind} was fitted on {channels}")
         yield samples
         return
     for number, line in enumerate(_lines(source), 1):
@@ -74,9 +85,7 @@ def _positions(source: str, channels: int) -> Iterator[np.ndarray]:
             except ValueError as error:
                 raise ValueError(f"line {number} of {_called(source)} holds no numbers: {line.strip()!r}") from error
             if len(values) != channels:
-                raise ValueError(
-                    f"line {number} of {_called(source)} has {len(values)} values where the classifier was fitted on {channels}"
-                )
+                raise ValueError(f"line {number} of {_called(source)} has {len(values)} values where the {kind} was fitted on {channels}")
             yield np.array([values], np.float32)
 
 

@@ -5,7 +5,7 @@ from statescan.heads.forecast import ClosedLoopForecast
 from statescan.heads.language import LanguageModel
 from statescan.heads.masked_language import MaskedLanguageModel, corrupt
 from statescan.heads.reverse_complement import ReverseComplement
-from statescan.heads.sequence import SequenceClassifier
+from statescan.heads.sequence import SequenceClassifier, SequenceRegressor
 
 __all__ = [
     "Classifier",
@@ -15,5 +15,6 @@ __all__ = [
     "MaskedLanguageModel",
     "ReverseComplement",
     "SequenceClassifier",
+    "SequenceRegressor",
     "corrupt",
 ]

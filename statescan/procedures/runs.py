@@ -5,6 +5,7 @@
     run/
       config.yaml        every option of the run, resolved: `statescan train --resume run` continues it
       environment.json   versions and the machine
+      data.json          a digest of the data, where the whole of them is read at the beginning
       metrics.csv        one row a log or evaluation
       curve.png          bits per byte against tokens
       checkpoints/       step-00001000/, ...: model folders with all that an exact continuation needs
@@ -14,16 +15,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -40,8 +43,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self._plots_missing_said = False
 
-    def open(self, config: Mapping[str, Any], *, resume: bool, may_change: Sequence[str]) -> None:
-        """Begin a run here, or continue one with the options it was begun with."""
+    def open(self, config: Mapping[str, Any], *, resume: bool, may_change: Sequence[str], data: str = "") -> None:
+        """Begin a run here, or continue one with the options, and the :func:`digest` of the data, it was begun with."""
         file = self.path / "config.yaml"
         if file.is_file() and not resume:
             raise ValueError(
@@ -57,7 +60,12 @@ class RunFolder:
                         f"{self.path} was begun with {key}={before.get(key)!r}, not {config.get(key)!r}: a run is continued with its own "
                         f"{file}; for other options begin a new run"
                     )
+            known = read_json(self.path / "data.json")["digest"] if (self.path / "data.json").is_file() else data
+            if known != data:
+                raise ValueError(f"the data have changed since {self.path} was begun: put them back as they were, or begin a new run")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if data:
+            write_json(self.path / "data.json", {"digest": data})
         for leftover in self.checkpoints.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
         write_text(file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -151,6 +159,14 @@ class RunFolder:
             axes.legend()
         figure.savefig(self.path / ".curve.png", format="png", dpi=120)
         os.replace(self.path / ".curve.png", self.path / "curve.png")
+
+
+def digest(arrays: Iterable[Any]) -> str:
+    """A short name for arrays of numbers and texts, their shapes and their order."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in map(np.asarray, arrays):
+        found.update(f"{array.shape} {array.dtype.str}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def read_training_state(checkpoint: Path) -> dict[str, Any]:

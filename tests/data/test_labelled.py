@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from statescan.data.labelled import as_sequences, read_labelled, read_wav, resample
+from statescan.data.labelled import as_sequences, read_labelled
+from statescan.data.sound import read_wav, resample
 
 
 def write_wav(path: Path, samples: np.ndarray, width: int = 2, rate: int = 8000) -> None:

@@ -85,7 +85,7 @@ def test_the_manners() -> None:
     X, y = _waves(9, 0)
     uneven = [np.zeros((3, 2)), np.zeros(3)]
     for bad, words in (
-        ((X, y[:5]), "one label a sequence"),
+        ((X, y[:5]), "one target a sequence"),
         ((X, ["a"] * 9), "all labels are 'a'"),
         ((uneven, ["a", "b"]), "channels"),
         (([np.full(3, np.nan)] * 2, ["a", "b"]), "no observed value"),
@@ -125,7 +125,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().out.splitlines()[-1].split("\t")[1:] == last[1:]
 
     for arguments, words in (
-        (["stream", str(tmp_path)], "neither a classifier nor a forecaster"),
+        (["stream", str(tmp_path)], "holds no classifier, regressor or forecaster"),
         (["stream", run, "nothing.csv"], "no file nothing.csv"),
         (["classify", str(tmp_path / "sound"), "--test=zzz", f"--run={run}2"], "fits no name"),
     ):
