@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from statescan.backbones import FlatBackbone
 from statescan.layers.norm import NormKind
+from statescan.parameters import parameter_groups
+from statescan.procedures.optim import make_optimizer, set_rate
 from statescan.registry import register
 
 UNASKED = -100
@@ -121,9 +124,13 @@ class Denoiser(nn.Module):
         targets = noisy.targets if noisy.targets.ndim == 2 else noisy.targets.squeeze(-1)
         return F.cross_entropy(output.mT, torch.where(noisy.asked, targets.long(), UNASKED), ignore_index=UNASKED)
 
+    def parameter_groups(self, weight_decay: float = 0.01, lr: float | None = None) -> list[dict[str, Any]]:
+        """Optimiser groups: dynamics, norms and biases without weight decay; some parameters with a rate of their own."""
+        return parameter_groups(self, weight_decay=weight_decay, lr=lr)
+
 
 class Transfer(NamedTuple):
-    """Names of parameters and buffers: taken over; taken over without the mask's column; left behind; and fresh in the new model."""
+    """Names of parameters and buffers: taken over; taken over without what read the mask; left behind; and fresh in the new model."""
 
     loaded: tuple[str, ...]
     cut: tuple[str, ...]
@@ -133,7 +140,7 @@ class Transfer(NamedTuple):
 
 @torch.no_grad()
 def transfer(pretrained: nn.Module, model: nn.Module, drop: tuple[str, ...] = ("decoder",)) -> Transfer:
-    """Take over all weights but those under ``drop``; an encoder that also read the mask loses that column, the last.
+    """Take over all weights but those under ``drop``; an encoder that also read the mask loses that column, or that id's row, the last.
 
     Nothing is skipped in silence: a name on one side only, or another shape, is an error.
     """
@@ -149,8 +156,9 @@ def transfer(pretrained: nn.Module, model: nn.Module, drop: tuple[str, ...] = ("
         if name not in given:
             raise ValueError(f"{name} has no pretrained weight: build both models alike, or list what is new in drop")
         source = given[name]
-        if name == "encoder.weight" and isinstance(model.get_submodule("encoder"), nn.Linear) and source.shape[1] == target.shape[1] + 1:
-            source = source[:, :-1]
+        axis = int(name == "encoder.weight" and isinstance(model.get_submodule("encoder"), nn.Linear))  # an embedding has a row an id
+        if name == "encoder.weight" and source.shape[axis] == target.shape[axis] + 1:
+            source = source.narrow(axis, 0, target.shape[axis])
             cut.append(name)
         elif source.shape != target.shape:
             raise ValueError(f"{name} has shape {tuple(source.shape)} in the pretrained model and {tuple(target.shape)} here")
@@ -175,22 +183,22 @@ def pretrain(
     eval_every: int = 50,
     seed: int = 0,
 ) -> list[tuple[int, float]]:
-    """Denoise ``rows`` at a constant rate after a warm-up of a tenth; keep the weights that are best on ``held_out``.
+    """Denoise ``rows`` at a constant rate after a warm-up of a tenth, gradients clipped at 1; keep the weights best on ``held_out``.
 
     Returns (step, loss on the held-out rows, whose noise is always the same).
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = make_optimizer(model, lr, (0.9, 0.999), weight_decay)
     test = objective(held_out, torch.Generator().manual_seed(seed + 1))
     curve, best, kept = [], float("inf"), copy.deepcopy(model.state_dict())
     for step in range(1, steps + 1):
         model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, 10 * step / steps)
+        set_rate(optimizer, min(1.0, 10 * step / steps))
         noisy = objective(rows[torch.randint(len(rows), (batch_size,), generator=generator)], generator)
         loss = model.loss(model(noisy.inputs), noisy)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % eval_every == 0 or step == steps:
             model.eval()

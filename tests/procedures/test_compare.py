@@ -12,11 +12,12 @@ import torch
 
 from statescan.cli import main
 from statescan.data.tasks import Delay, Parity
+from statescan.heads import LanguageModel
 from statescan.procedures import compare as module
 from statescan.procedures.compare import Comparison, build, compare, line_up, measure
 from statescan.spec import Spec
 
-TINY: dict[str, Any] = {"d_model": 16, "seeds": 2, "steps": 4, "batch_size": 4, "test_rows": 6, "eval_every": 2, "warmup": 2, "quiet": True}
+TINY: dict[str, Any] = {"d_model": 16, "seeds": 2, "steps": 4, "batch_size": 4, "test_rows": 6, "eval_every": 2, "warmup": 2, "floor_rows": 0, "quiet": True}
 TASK = Spec(Delay, length=12, delay=1, vocab_size=4)
 GATED = {"name": "GatedDeltaNet", "allow_neg_eigval": True, "conv_size": 2}
 
@@ -116,12 +117,14 @@ def test_the_table_has_mean_and_deviation(tmp_path):
     def score(label: str, seed: int, value: float) -> module.Score:
         return module.Score(label, seed, 12345, 7, 10, 1.0, {"short": value, "long": 0.5}, [])
 
-    found = Comparison(tmp_path, ("short", "long"), 0.5, (score("A", 0, 0.9), score("A", 1, 1.0), score("B", 0, 0.25)))
+    scores = (score("A", 0, 0.9), score("A", 1, 1.0), score("B", 0, 0.25))
+    found = Comparison(tmp_path, ("short", "long"), 0.5, scores, {"majority": {"short": 0.3, "long": 0.4}})
     assert found.table().splitlines() == [
         "| mixer | parameters | short | long |",
         "|---|--:|--:|--:|",
         "| A | 12,345 | 95.0 ± 7.1 | 50.0 ± 0.0 |",
         "| B | 12,345 | 25.0 | 50.0 |",
+        "| majority | | 30.0 | 40.0 |",
     ]
 
 
@@ -234,6 +237,6 @@ def test_a_plot_is_drawn_or_its_absence_said(tmp_path, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_names_who(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.LanguageModel, "loss", lambda self, logits, targets: logits.sum() * float("nan"))
+    monkeypatch.setattr(LanguageModel, "loss", lambda self, logits, targets: logits.sum() * float("nan"))
     with pytest.raises(ValueError, match="Mamba, seed 0: the fit stopped at step 1: "):
         tiny(tmp_path, ["Mamba"])

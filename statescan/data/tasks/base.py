@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statescan.heads import LanguageModel
+from statescan.heads import LanguageModel, SequenceClassifier
 
 UNASKED = -100
 """The target of a position where nothing is predicted."""
@@ -27,6 +27,10 @@ class Examples(NamedTuple):
     def to(self, device: torch.device | str) -> Examples:
         """On another device."""
         return Examples(*(None if t is None else t.to(device) for t in self))  # type: ignore[arg-type]
+
+    def take(self, rows: Tensor) -> Examples:
+        """Some of the rows."""
+        return Examples(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
 
     def loss(self, model: Any) -> Tensor:
         """The model's, on these rows."""
@@ -72,6 +76,51 @@ class Task(ABC):
     def tests(self) -> Mapping[str, Task]:
         """What to measure on: the task itself, and for some tasks longer rows than one trains on."""
         return {f"length {self.sample(1, 0).ids.shape[1]}": self}
+
+
+class ClassRows(NamedTuple):
+    """Ids (B, L) and the class of each row (B,)."""
+
+    ids: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> ClassRows:
+        """On another device."""
+        return ClassRows(self.ids.to(device), self.labels.to(device))
+
+    def take(self, rows: Tensor) -> ClassRows:
+        """Some of the rows."""
+        return ClassRows(self.ids[rows], self.labels[rows])
+
+    def loss(self, model: Any) -> Tensor:
+        """The model's, on these rows."""
+        return model.loss(model(self.ids), self.labels)  # type: ignore[no-any-return]
+
+    def score(self, model: nn.Module) -> tuple[float, float]:
+        """(right answers, rows), answered by the likeliest class."""
+        return float((model(self.ids).argmax(-1) == self.labels).sum()), float(len(self.labels))
+
+
+class ClassTask(Task):
+    """A task that asks for one of ``num_classes`` classes a row: a classifier learns it, which averages over the positions."""
+
+    num_classes: int
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.num_classes
+
+    def model(self, d_model: int, layers: str, parts: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
+        return SequenceClassifier(self.num_classes, d_model, self.vocab_size, layers, parts, encoder="embedding", norm_f=True)
+
+    @abstractmethod
+    def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:  # type: ignore[override]
+        """Random rows."""
+
+
+def class_rows(ids: np.ndarray, labels: np.ndarray) -> ClassRows:
+    """Arrays as tensors."""
+    return ClassRows(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(labels.astype(np.int64)))
 
 
 def examples(ids: np.ndarray, targets: np.ndarray, allowed: np.ndarray | None = None) -> Examples:

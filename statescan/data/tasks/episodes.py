@@ -35,6 +35,11 @@ class Timed(NamedTuple):
         line = self.timeline
         return Timed(self.examples.to(device), None if line is None else line._map(lambda field: field.to(device)))
 
+    def take(self, rows: Tensor) -> Timed:
+        """Some of the rows."""
+        line = self.timeline
+        return Timed(self.examples.take(rows), None if line is None else line._map(lambda field: field[rows]))
+
     def loss(self, model: nn.Module) -> Tensor:
         """The model's."""
         return model.loss(model(self.ids, self.timeline), self.targets)  # type: ignore[operator, no-any-return]

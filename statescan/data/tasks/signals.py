@@ -33,6 +33,10 @@ class Signals(NamedTuple):
         """On another device."""
         return Signals(self.ids.to(device), self.targets.to(device), self.horizon)
 
+    def take(self, rows: Tensor) -> Signals:
+        """Some of the rows."""
+        return Signals(self.ids[rows], self.targets[rows], self.horizon)
+
     def loss(self, model: nn.Module) -> Tensor:
         """Mean squared error, every input given."""
         asked = ~self.targets.isnan()
