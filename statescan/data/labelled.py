@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,10 +136,12 @@ def read_sound(path: str | os.PathLike[str], rate: int | None = None, features: 
 
 def as_sequences(X: Any, channels: int | None = None) -> tuple[np.ndarray, ...]:
     """An array (n, L) or (n, L, C), or a list of arrays (T,) or (T, C), as a tuple of (T, C) float32 arrays of one C."""
-    if not hasattr(X, "__len__") and not hasattr(X, "__iter__"):
+    if hasattr(X, "tocsr"):
+        raise ValueError("sparse input is not supported: give X.toarray()")
+    if hasattr(X, "__array__"):
+        X = np.asarray(X)  # of a frame too: its rows are the sequences
+    if not isinstance(X, Iterable):
         raise ValueError(f"expected an array (n, L) or (n, L, C), or a list of sequences; got {type(X).__name__}")
-    if hasattr(X, "iloc"):  # a frame's rows are the sequences; going through it gives the names of columns
-        X = X.to_numpy()
     sequences = []
     for i, row in enumerate(X):
         given = np.asarray(row)
@@ -147,11 +150,14 @@ def as_sequences(X: Any, channels: int | None = None) -> tuple[np.ndarray, ...]:
         try:
             array = given.astype(np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"sequence {i} is not made of numbers: {error}") from error
+            raise type(error)(f"sequence {i} is not made of numbers: {error}") from error
         if array.ndim == 0:
             raise ValueError("Expected 2D array, got 1D array: one sequence alone is [sequence]. Reshape your data to (1, L)")
         if array.ndim > 2 or not array.size:
-            raise ValueError(f"a sequence must be (T,) or (T, C) and not empty; sequence {i} is {array.shape}")
+            raise ValueError(
+                f"a sequence must be (T,) or (T, C) and not empty: sequence {i} is {array.shape}"
+                + f"; 0 feature(s) (shape=({len(X)}, 0)) while a minimum of 1 is required." * (isinstance(X, np.ndarray) and not X.size)
+            )
         array = array.reshape(len(array), -1)
         if np.isinf(array).any():
             raise ValueError(f"sequence {i} holds an infinite value (inf); NaN is what says that nothing was observed")
