@@ -30,7 +30,7 @@ from statescan.data.player import Player
 from statescan.files import read_safetensors, write_json, write_safetensors
 from statescan.heads.actor_critic import ActorCritic
 from statescan.procedures.checkpoint import averages, read_optimizer, read_weights_into, write_optimizer
-from statescan.procedures.guard import NonFiniteError
+from statescan.procedures.guard import NonFiniteError, first_non_finite
 from statescan.procedures.interrupt import Interrupted, stop_politely
 from statescan.procedures.optim import make_optimizer, set_rate
 from statescan.procedures.runs import RunFolder, read_training_state
@@ -217,8 +217,8 @@ def learn(model: ActorCritic, optimizer: torch.optim.Optimizer, rollout: Rollout
             loss.backward()  # type: ignore[no-untyped-call]
             norm = clip_grad_norm_(model.parameters(), o.max_grad)
             if not math.isfinite(float(norm)) or not math.isfinite(float(loss.detach())):
-                what = ", ".join(f"{name} {float(part.detach()):.4g}" for name, part in parts.items())
-                raise NonFiniteError(f"the loss or its gradient is not finite ({what}): a lower lr may help")
+                again = functools.partial(model, batch.x, Timeline(reset=batch.start), state=batch.state)
+                raise NonFiniteError(f"learning stopped: {first_non_finite(model, again)}; a lower lr may help")
             optimizer.step()
             with torch.no_grad():
                 change = log_prob - batch.log_prob

@@ -102,7 +102,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     # a run that has ended is continued to the same result
     scores = json.loads((run / "scores.json").read_text())
-    assert main(["control", "--resume", str(run), "--quiet=true"]) == 0
+    assert main(["control", "--resume", str(run), "--quiet=true", "--plot=false"]) == 0
     assert [{**s, "seconds": 0} for s in json.loads((run / "scores.json").read_text())] == [{**s, "seconds": 0} for s in scores]
     capsys.readouterr()
 

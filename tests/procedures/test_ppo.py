@@ -204,5 +204,5 @@ def test_mistakes_are_named() -> None:
     player = _player()
     model = _model(player, d_state=8)
     torch.nn.init.constant_(model.critic[-1].bias, torch.nan)
-    with pytest.raises(NonFiniteError, match="value_loss nan"):
+    with pytest.raises(NonFiniteError, match=r"the parameter critic\.4\.bias is NaN"):
         train(model, player, PPO(steps=100, rollout=4), 0, quiet=True)
