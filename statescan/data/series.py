@@ -57,9 +57,9 @@ class Panel(NamedTuple):
             seen = np.concatenate([series.values[:, i] for series in self.series])
             seen = seen[~np.isnan(seen)]
             if not len(seen):
-                raise ValueError(f"{name} has no value in any row; leave it out with targets=")
+                raise ValueError(f"{name} has no value in any row; leave it out, by naming the others as targets")
             if seen.min() == seen.max():
-                raise ValueError(f"{name} is {seen[0]:g} in every row: there is nothing to forecast; leave it out with targets=")
+                raise ValueError(f"{name} is {seen[0]:g} in every row: there is nothing to forecast; leave it out, by naming the others as targets")
 
     def filled(self) -> Panel:
         """With a row of missing values at every step that has no row, where all spacings are whole steps and few of them are long."""
@@ -184,6 +184,14 @@ def _values(frame: Any, called: str, columns: list[str], targets: list[str]) -> 
     import pandas as pd
 
     taken = targets or [c for c in columns if pd.api.types.is_numeric_dtype(frame[c])]
+    for name in () if targets else sorted(set(columns) - set(taken)):  # numbers with a few words among them are no names
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        wrong = np.flatnonzero(numbers.isna() & frame[name].notna())
+        if 2 * len(wrong) < frame[name].notna().sum():
+            raise ValueError(
+                f"{called}: column {name!r} holds numbers, but {frame[name].iloc[wrong[0]]!r} in data row {wrong[0] + 1}: mend it, or name "
+                "the columns to take as targets"
+            )
     if not taken:
         raise ValueError(f"{called} has no column of numbers beside its times; it has {', '.join(columns) or 'no other'}")
     for name in taken:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from statescan.estimators.rows import Row
+
+_MOST = 40_000_000
+"""Numbers that a ridge learns from, at most; further windows are left out evenly."""
+
 
 def last_value(window: np.ndarray, horizon: int) -> np.ndarray:
     """Windows (n, L) without gaps -> (n, horizon): the last value, again and again."""
@@ -49,3 +54,54 @@ def find_season(values: np.ndarray, longest: int) -> int:
     correlation /= correlation[0]
     peaks = [k for k in range(2, longest) if correlation[k] >= max(correlation[k - 1], correlation[k + 1]) and correlation[k] > 0.1]
     return max(peaks, key=lambda k: correlation[k], default=1)
+
+
+def against_floors(
+    name: str,
+    means: np.ndarray,
+    rows: list[Row],
+    origins: list[tuple[int, int]],
+    variates: tuple[str, ...],
+    context: int,
+    val_size: int,
+    season: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Errors of forecasts ``means`` (n, horizon, V), scaled, and of the floors: {name: {"mse", "mae", "mse of VARIATE" for each}}.
+
+    ``origins`` are (row, end of the window): the rows' test parts begin at their first ones, and ``val_size`` positions before those the
+    ridge stops to learn.
+    """
+    horizon, width = means.shape[1:]
+    begins: dict[int, int] = {}
+    for i, end in origins:
+        begins.setdefault(i, end)
+    length = min([context, *begins.values()])
+    target = np.concatenate([rows[i].targets(np.array([end - 1]), horizon, len(rows[i].times)) for i, end in origins])
+    if np.isnan(target).all():
+        raise ValueError("the test part has no observed value: choose another test_size")
+    filled = [row.filled() for row in rows]
+    past, came = _columns(np.stack([filled[i][end - length : end] for i, end in origins])), _columns(target)
+    learned = [(i, end) for i, start in begins.items() for end in range(length, start - val_size - horizon + 1)]
+    learned = learned[:: max(1, len(learned) * width * (length + horizon) // _MOST)]
+    season = season or find_season(filled[0][: begins[0], -1], length)
+    forecasts = {name: _columns(means), "last value": last_value(past, horizon)}
+    if season > 1:
+        forecasts[f"last season ({season})"] = seasonal_value(past, horizon, season)
+    if learned:
+        before = _columns(np.stack([filled[i][end - length : end] for i, end in learned]))
+        after = np.concatenate([rows[i].targets(np.array([end - 1]), horizon, begins[i] - val_size) for i, end in learned])
+        forecasts["ridge"] = Ridge(before, _columns(after))(past)
+    of = np.concatenate([[rows[i].key[1]] if rows[i].key[1] else variates for i, _ in origins])
+    errors: dict[str, dict[str, float]] = {}
+    for who, forecast in forecasts.items():
+        error = forecast - came
+        errors[who] = {"mse": float(np.nanmean(error**2)), "mae": float(np.nanmean(np.abs(error)))}
+        for variate in variates if len(variates) > 1 else ():
+            mine = error[of == variate]
+            errors[who][f"mse of {variate}"] = float(np.nanmean(mine**2)) if not np.isnan(mine).all() else float("nan")
+    return errors
+
+
+def _columns(windows: np.ndarray) -> np.ndarray:
+    """(n, L, V) -> (n V, L)."""
+    return np.swapaxes(windows, 1, 2).reshape(-1, windows.shape[1])

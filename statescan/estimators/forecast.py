@@ -9,16 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from statescan.data.series import Panel, Series, read_series
 from statescan.estimators.forecaster import Forecaster
 from statescan.files import replacing, write_json, write_text
+from statescan.procedures.floors import Recurrent
 from statescan.procedures.options import plain
-from statescan.procedures.runs import RunFolder
+from statescan.procedures.runs import RunFolder, digest
 from statescan.spec import Spec
 
 _SHOWN = 6
 """Series in a plot; a picture of a hundred shows none."""
+
+
+_BY_VARIATE = 4
+"""Variates whose errors the table shows one by one; errors.json has all."""
+_FLOOR_RATE = 1e-3
+"""Learning rate of the floors that are networks, whatever the model learns at."""
+
+
+class LSTMForecaster(Forecaster):
+    """The network around a mixer, with an LSTM in the mixer's place: a floor."""
+
+    def make_mixer(self, width: int) -> nn.Module:
+        """torch's."""
+        return Recurrent(width)
+
+
+class SmallTransformer(Forecaster):
+    """The same with causal attention: a floor."""
+
+    def make_mixer(self, width: int) -> nn.Module:
+        """Four heads with rotary positions, where the width allows."""
+        heads = 4 if width % 8 == 0 else 1
+        return Spec("Attention", num_heads=heads, rotary_base=None if width // heads % 2 else 10_000.0)(width)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -27,7 +52,10 @@ class Forecast:
 
     run: Path
     errors: Mapping[str, Mapping[str, float]]
-    """Who -> mean squared and mean absolute error on the test part, of scaled values."""
+    """Who -> mean squared and mean absolute error on the test part, of scaled values; of several variates the squared error of each too."""
+    seconds: Mapping[str, float]
+    """Who -> spent on fitting."""
+    parameters: Mapping[str, int]
     test: str
 
     def __str__(self) -> str:
@@ -35,8 +63,13 @@ class Forecast:
 
     def table(self) -> str:
         """Markdown."""
-        lines = ["| forecast | mse | mae |", "|---|--:|--:|"]
-        return "\n".join(lines + [f"| {name} | {e['mse']:.4f} | {e['mae']:.4f} |" for name, e in self.errors.items()])
+        names = [name for name in next(iter(self.errors.values())) if name.startswith("mse of ")]
+        shown = ["mse", "mae", *(names if len(names) <= _BY_VARIATE else ())]
+        lines = [f"| forecast | parameters | seconds | {' | '.join(shown)} |", f"|---|--:|--:|{'--:|' * len(shown)}"]
+        for name, errors in self.errors.items():
+            fitted = f"{self.parameters[name]:,} | {self.seconds[name]:.0f}" if name in self.parameters else " | "
+            lines.append(f"| {name} | {fitted} | {' | '.join(f'{errors[key]:.4f}' for key in shown)} |")
+        return "\n".join(lines)
 
 
 def forecast(
@@ -51,7 +84,8 @@ def forecast(
     mixer: Spec[Any] = Spec("Mamba"),
     d_model: int = 64,
     layers: int = 2,
-    joint: bool = False,
+    model: Spec[Any] | None = None,
+    joint: bool | None = None,
     quantiles: list[float] | None = None,
     steps: int = 1000,
     lr: float = 1e-3,
@@ -61,6 +95,7 @@ def forecast(
     test_size: int | None = None,
     stride: int = 1,
     season: int | None = None,
+    floor: bool = True,
     seed: int = 0,
     plot: bool = True,
     quiet: bool = False,
@@ -80,7 +115,8 @@ def forecast(
         mixer: what looks across positions.
         d_model: width.
         layers: mixers.
-        joint: model all variates together; otherwise each is a series of its own.
+        model: a published forecaster in place of the network around a mixer: SMamba or SpaceTime.
+        joint: model all variates together; otherwise each is a series of its own. By default as the model was made, apart for a mixer.
         quantiles: levels of the bands; by default 0.1, 0.5 and 0.9.
         steps: optimiser steps, at most.
         lr: peak learning rate.
@@ -90,36 +126,49 @@ def forecast(
         test_size: positions at the end that errors are measured on; by default a fifth.
         stride: distance between the windows that errors are measured on.
         season: of the seasonal floor; by default what autocorrelation finds.
+        floor: fit an LSTM and a small transformer too.
         seed: of weights and batches.
         plot: draw plot.png.
         quiet: no progress bar.
         resume: continue the run in this folder.
     """
-    options = {name: value for name, value in locals().items() if name not in ("plot", "quiet", "stride")}
+    options = {name: value for name, value in locals().items() if name not in ("plot", "quiet", "stride", "floor")}
     panel = read_series(data, time, id, targets).filled()
     if rows is not None:
         panel = panel._replace(series=tuple(series.slice(0, rows) for series in panel.series))
     shortest = min(len(series.times) for series in panel.series)
     test = max(horizon, shortest // 5) if test_size is None else test_size
     val = max(horizon, shortest // 10) if val_size is None else val_size
-    forecaster = Forecaster(
-        horizon, context, mixer, d_model, layers, joint, tuple(quantiles or (0.1, 0.5, 0.9)), steps, lr, batch_size, patience, seed, quiet
-    )
+    arguments: dict[str, Any] = {
+        "horizon": horizon, "context": context, "mixer": mixer, "d_model": d_model, "layers": layers, "model": model, "joint": joint,
+        "quantiles": tuple(quantiles or (0.1, 0.5, 0.9)), "steps": steps, "lr": lr, "batch_size": batch_size, "patience": patience,
+        "seed": seed, "quiet": quiet,
+    }  # fmt: skip
+    forecaster = Forecaster(**arguments)
     folder = RunFolder(run, "forecast")
     forecaster.check(panel, val, test)
-    folder.open(plain(options), resume=resume, may_change=("run",))
-    forecaster.fit(
-        panel, val, test, folder=folder, resume_with=f"statescan forecast {data} --run {run} --resume true, and the other options"
-    )
+    read = digest([panel.variates, *(array for s in panel.series for array in (s.name, s.stamps, s.values))])
+    folder.open(plain(options), resume=resume, may_change=("run",), data=read)
+    say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    resume_with = f"statescan forecast --resume {run}"
+    fits = {forecaster.name: forecaster.fit(panel, val, test, folder=folder, resume_with=resume_with)}
     done = forecaster.fitted_
-    if not quiet:
-        print(f"fitted in {done.seconds:.0f} s: best after {done.best_step} of {done.step} steps", file=sys.stderr)
+    say(f"{forecaster.name} is fitted after {done.seconds:.0f} s: best after {done.best_step} of {done.step} steps")
     errors = forecaster.score(test, val, stride, season)
     ahead = forecaster.predict()
     with replacing(Path(run) / "forecast.csv") as file:
         ahead.to_csv(file, index=False)
     forecaster.save(run)
-    result = Forecast(Path(run), errors, f"errors of scaled values on the last {test} positions, {horizon} ahead")
+    simple = {**arguments, "mixer": "Mamba", "model": None, "joint": forecaster.together, "lr": _FLOOR_RATE}
+    for name, network in (("LSTM", LSTMForecaster(**simple)), ("transformer", SmallTransformer(**simple))) if floor else ():
+        say(f"now the floors: {name}")
+        fits[name] = network.fit(panel, val, test, folder=RunFolder(Path(run) / name, "forecast"), resume_with=resume_with)
+        errors[name] = network.score(test, val, stride, season)[network.name]
+    result = Forecast(
+        Path(run), errors, {name: fitted.fitted_.seconds for name, fitted in fits.items()},
+        {name: sum(p.numel() for p in fitted.model_.parameters()) for name, fitted in fits.items()},
+        f"errors of scaled values on the last {test} positions, {horizon} ahead",
+    )  # fmt: skip
     write_text(Path(run) / "table.md", result.table() + "\n")
     write_json(Path(run) / "errors.json", errors)
     if plot:

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from statescan import registry
 from statescan import state as states
 from statescan.data.series import Panel, read_series
 from statescan.estimators.base import Estimator
-from statescan.estimators.floors import Ridge, find_season, last_value, seasonal_value
+from statescan.estimators.floors import against_floors
 from statescan.estimators.rows import Row, Scale, make_rows, windows
 from statescan.files import read_json, read_safetensors, write_json, write_safetensors
 from statescan.heads.horizon import SeriesModel, SeriesState
+from statescan.heads.windowed import Windowed, WindowForecaster
 from statescan.procedures.fit import Fitted, Schedule, fit
 from statescan.procedures.runs import RunFolder
-from statescan.spec import Spec
+from statescan.spec import Spec, defaults, hints_of
 from statescan.timeline import Timeline
 
 _POSITIONS = 32
@@ -44,7 +46,10 @@ class Forecaster(Estimator):
         mixer: what looks across positions: the name of a part, or a Spec.
         d_model: width.
         layers: mixers, each with a gated MLP behind it.
+        model: a published forecaster in place of all that: the name of a model or part, or a Spec, for example ``SMamba`` or ``SpaceTime``.
+            It reads whole windows of ``context`` even positions (gaps hold the last value before them) and forecasts means, no quantiles.
         joint: one model of all variates together; otherwise each variate is a series of its own, and all are forecast by the same weights.
+            None: as the model was made, apart where it is no published one.
         quantiles: levels, rising.
         steps, lr, batch_size, patience: of the fit; see :class:`statescan.procedures.fit.Schedule`.
         seed: of weights and batches.
@@ -58,7 +63,8 @@ class Forecaster(Estimator):
         mixer: str | Spec[Any] = "Mamba",
         d_model: int = 64,
         layers: int = 2,
-        joint: bool = False,
+        model: str | Spec[Any] | None = None,
+        joint: bool | None = None,
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         steps: int = 1000,
         lr: float = 1e-3,
@@ -67,8 +73,10 @@ class Forecaster(Estimator):
         seed: int = 0,
         quiet: bool = True,
     ) -> None:
-        self.horizon, self.context, self.mixer, self.d_model, self.layers, self.joint = horizon, context, mixer, d_model, layers, joint
-        self.quantiles, self.steps, self.lr, self.batch_size, self.patience = quantiles, steps, lr, batch_size, patience
+        self.horizon, self.context, self.mixer, self.d_model, self.layers = horizon, context, mixer, d_model, layers
+        self.model, self.joint, self.quantiles, self.steps, self.lr, self.batch_size, self.patience = (
+            model, joint, quantiles, steps, lr, batch_size, patience
+        )  # fmt: skip
         self.seed, self.quiet = seed, quiet
 
     # -- fitting ----------------------------------------------------------------------------------------------------------------
@@ -98,7 +106,7 @@ class Forecaster(Estimator):
         val = max(self.horizon, min(len(series.times) for series in panel.series) // 10) if val_size is None else val_size
         self.check(panel, val, test_size)
         self.variates_, self.step_, self.uneven_ = panel.variates, panel.step, not panel.even
-        rows = make_rows(panel, self.joint, train=-(val + test_size))
+        rows = make_rows(panel, self.together, train=-(val + test_size))
         self.scales_ = {row.key: row.scale for row in rows}
         torch.manual_seed(self.seed)
         self.model_ = self._build()
@@ -106,8 +114,9 @@ class Forecaster(Estimator):
         self._states: list[tuple[Tensor, Tensor, SeriesState]] = []
         ends = [len(row.times) - val - test_size for row in rows]  # rows of the training part
         checks = self._origins(rows, [(end, end + val) for end in ends])
+        loss = self._loss if isinstance(self.model_, SeriesModel) else self._window_loss
         self.fitted_: Fitted = fit(
-            self.model_, lambda step: self._loss(rows, ends, step), lambda: self._validate(rows, checks),
+            self.model_, lambda step: loss(rows, ends, step), lambda: self._validate(rows, checks),
             Schedule(self.steps, self.lr, eval_every=max(1, min(100, self.steps // 10)), patience=self.patience),
             folder=folder, quiet=self.quiet, resume_with=resume_with,
         )  # fmt: skip
@@ -130,15 +139,72 @@ class Forecaster(Estimator):
                 f"series {shortest.name} has {len(shortest.times)} positions: too few to learn to forecast {self.horizon} ahead, with "
                 f"{val_size} to validate on and {test_size} to test on; shorten the horizon, or leave short series out"
             )
+        for part, size, end in (("validation", val_size, test_size), ("test", test_size, 0)):
+            if size and not any((~np.isnan(s.values[len(s.times) - end - size : len(s.times) - end])).any() for s in panel.series):
+                raise ValueError(f"the {part} part, {size} positions, has no observed value: choose another val_size or test_size")
+        make_rows(panel, self.together, train=-(val_size + test_size))  # which needs an observed value of each to find a scale
+        if self.model is not None:
+            if not panel.even:
+                raise ValueError(f"{self.name} reads evenly spaced windows, and these series are uneven: use a mixer instead of a model")
+            self.variates_, self.uneven_ = panel.variates, False
+            width = len(panel.variates) if self.together else 1
+            with torch.random.fork_rng():  # what the network refuses, it refuses before a run begins
+                self._build().teach(torch.zeros(1, self.context, width), torch.zeros(1, self.horizon, width))  # type: ignore[union-attr]
+
+    @property
+    def name(self) -> str:
+        """What forecasts: the name of the model, or of the mixer."""
+        part = self.mixer if self.model is None else self._published()
+        return part if isinstance(part, str) else part.name
+
+    @property
+    def together(self) -> bool:
+        """Whether one model sees all variates."""
+        if self.joint is not None or self.model is None:
+            return bool(self.joint)
+        return bool(registry.lookup(self.name).reads_across)  # type: ignore[attr-defined]
+
+    def _published(self) -> Spec[Any]:
+        """``model`` as a Spec."""
+        spec = self.model
+        if isinstance(spec, str):
+            spec = registry.models[spec].spec if spec in registry.models else Spec(spec)
+        assert spec is not None
+        if not issubclass(registry.lookup(spec.name), WindowForecaster):
+            able = [name for name, cls in registry.parts.items() if issubclass(cls, WindowForecaster)]
+            raise ValueError(f"{spec.name} is no forecaster of windows: model must be {', '.join(able)}; other parts are given as mixer")
+        given = {"mixer": self.mixer if isinstance(self.mixer, str) else self.mixer.name, "d_model": self.d_model, "layers": self.layers}
+        changed = [name for name, value in given.items() if value != defaults(Forecaster)[name]]
+        if changed:
+            raise ValueError(
+                f"{changed[0]} is not used with model={spec.name}: its own arguments are given as model.d_model=..., in a Spec"
+            )
+        if tuple(self.quantiles) != defaults(Forecaster)["quantiles"]:
+            raise ValueError(f"{spec.name} forecasts means: quantiles need a mixer instead of a model")
+        return spec
 
     def _read(self, data: Any) -> Panel:
         return (data if isinstance(data, Panel) else read_series(data, **self._source)).filled()
 
-    def _build(self) -> SeriesModel:
-        mixer = self.mixer if isinstance(self.mixer, Spec) else Spec(self.mixer)
-        parts = {"M": mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
-        variates = len(self.variates_) if self.joint else 1
-        return SeriesModel(variates, self.horizon, self.quantiles, self.d_model, f"(MF)*{self.layers}", parts, self.uneven_)
+    def _build(self) -> SeriesModel | Windowed:
+        variates = len(self.variates_) if self.together else 1
+        if self.model is None:
+            parts = {"M": self.make_mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
+            return SeriesModel(variates, self.horizon, self.quantiles, self.d_model, f"(MF)*{self.layers}", parts, self.uneven_)
+        return Windowed(self._sized(variates)(), self.horizon)
+
+    def _sized(self, variates: int) -> Spec[Any]:
+        """``model`` with the sizes that the data and the other arguments decide."""
+        spec = self._published()
+        sizes = {"length": self.context, "horizon": self.horizon, "d_input": variates}
+        for name, size in sizes.items():
+            if spec.arguments.get(name, size) != size:
+                raise ValueError(f"{spec.name} has {name}={spec.arguments[name]} where this forecast needs {size}: leave it out")
+        return spec.override({name: size for name, size in sizes.items() if name in hints_of(registry.lookup(spec.name))})
+
+    def make_mixer(self, width: int) -> nn.Module:
+        """A layer's mixer."""
+        return (self.mixer if isinstance(self.mixer, Spec) else Spec(self.mixer))(width)
 
     def _loss(self, rows: list[Row], ends: list[int], step: int) -> Tensor:
         """Of random windows within the training part, at random positions of each; the step's number is the seed."""
@@ -157,6 +223,17 @@ class Forecaster(Estimator):
         index = torch.from_numpy(np.stack(places)).unsqueeze(2)
         h, seen = (t.gather(1, index.expand(-1, -1, t.shape[2])) for t in (h, seen))
         return self.model_.loss(self.model_.forecast(h, seen), torch.from_numpy(targets.astype(np.float32)))
+
+    def _window_loss(self, rows: list[Row], ends: list[int], step: int) -> Tensor:
+        """Of random whole windows within the training part, of which a horizon follows; the step's number is the seed."""
+        rng = np.random.default_rng([self.seed, step])
+        starts = np.array([max(1, min(self.context, end - self.horizon)) for end in ends])  # a short row has short windows
+        counts = np.array(ends) - self.horizon - starts + 1
+        chosen = rng.choice(len(rows), self.batch_size, p=counts / counts.sum())
+        last = [int(starts[i] + rng.integers(counts[i])) for i in chosen]
+        values, _ = windows([rows[i] for i in chosen], last, self.context, False)
+        target = np.concatenate([rows[i].targets(np.array([end - 1]), self.horizon, ends[i]) for i, end in zip(chosen, last, strict=True)])
+        return self.model_.teach(values, torch.from_numpy(target.astype(np.float32)))  # type: ignore[union-attr]
 
     def _origins(self, rows: list[Row], parts: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
         """(row, end of the window, where its targets must end): whole horizons within each part, evenly spread."""
@@ -192,16 +269,21 @@ class Forecaster(Estimator):
         if not 0 < h <= self.horizon:
             raise ValueError(f"h must lie in 1..{self.horizon}, the horizon that was fitted; for more fit with a longer horizon; got {h}")
         if data is None:
-            rows, states = self.history_, self._state()
-            out = torch.cat([self.model_.forecast(state[0], state[1]) for state in states])
+            rows = self.history_
         else:
             rows = self._rows(data)
+        if data is None and isinstance(self.model_, SeriesModel):
+            out = torch.cat([self.model_.forecast(state[0], state[1]) for state in self._state()])
+        else:
             out = self._forecasts(rows, [(i, len(row.times)) for i, row in enumerate(rows)])
         ends = [(row, row.stamps[-1]) for row in rows]
         return _frame(ends, out[:, :h].numpy(), self.variates_, self.step_, self.model_.quantiles).drop(columns="cutoff")
 
     def predict_quantiles(self, h: int | None = None, data: Any = None) -> Any:
         """:meth:`predict` without the means."""
+        self._fitted()
+        if not self.model_.quantiles:
+            raise ValueError(f"{self.name} forecasts means: quantiles need a mixer instead of a model")
         return self.predict(h, data).drop(columns="mean")
 
     def cross_validation(self, data: Any = None, n_windows: int = 1, step_size: int | None = None) -> Any:
@@ -232,9 +314,11 @@ class Forecaster(Estimator):
         The oldest ones of what is kept for :meth:`cross_validation` and :meth:`score` make room.
         """
         self._fitted()
+        if not isinstance(self.model_, SeriesModel):
+            raise ValueError(f"{self.name} reads windows and keeps no state to move: give predict the whole past as data")
         new = read_series(data, **self._source) if not isinstance(data, Panel) else data
         states = self._state()
-        rows = {row.key: row for row in make_rows(new, self.joint, self.scales_)}
+        rows = {row.key: row for row in make_rows(new, self.together, self.scales_)}
         unknown = sorted({key[0] for key in rows} - {row.key[0] for row in self.history_})
         if unknown and len(new.series) == len({row.key[0] for row in self.history_}) == 1:
             rows = {(self.history_[0].key[0], key[1]): row for key, row in rows.items()}  # one series needs no name
@@ -291,7 +375,7 @@ class Forecaster(Estimator):
             raise ValueError(f"the model forecasts {', '.join(self.variates_)}; the data has {', '.join(panel.variates)}")
         if not panel.even and not self.uneven_:
             raise ValueError("the model was fitted on evenly spaced series; these are not")
-        return make_rows(panel, self.joint, self.scales_)
+        return make_rows(panel, self.together, self.scales_)
 
     def _fitted(self) -> None:
         if not hasattr(self, "model_"):
@@ -300,34 +384,20 @@ class Forecaster(Estimator):
     # -- against the floors -----------------------------------------------------------------------------------------------------
 
     def score(self, test_size: int, val_size: int, stride: int = 1, season: int | None = None) -> dict[str, dict[str, float]]:
-        """Errors on the last ``test_size`` positions of what was fitted, beside the floors': {name: {"mse", "mae"}}, of scaled values.
+        """Errors on the last ``test_size`` positions of what was fitted, beside the floors': {name: {"mse", "mae", "mse of VARIATE"...}}.
 
-        Windows ``stride`` apart, all whose horizon lies within the test part; what precedes it serves as past. The ridge learns from
-        the part before validation, on gaps filled with the last value. ``season`` is found by autocorrelation where it is not given.
+        Of scaled values, on windows ``stride`` apart, all whose horizon lies within the test part; what precedes it serves as past. The
+        ridge learns from the part before validation, on gaps filled with the last value. ``season`` is found by autocorrelation where it
+        is not given.
         """
         self._fitted()
-        ends = [len(row.times) - test_size for row in self.history_]
+        rows = self.history_
+        ends = [len(row.times) - test_size for row in rows]
         origins = [(i, end) for i, start in enumerate(ends) for end in range(start, start + test_size - self.horizon + 1, stride)]
         if not origins:
             raise ValueError(f"the test part, {test_size} positions, is shorter than the horizon, {self.horizon}")
-        rows, length = self.history_, min([self.context, *ends])
-        target = np.concatenate([rows[i].targets(np.array([end - 1]), self.horizon, len(rows[i].times)) for i, end in origins])
-        model = self._forecasts(rows, origins).numpy()
-        filled = [row.filled() for row in rows]
-        past = _columns(np.stack([filled[i][end - length : end] for i, end in origins]))
-        came = _columns(target)
-        learned = [(i, end) for i, last in enumerate(ends) for end in range(length, last - val_size - self.horizon + 1)]
-        learned = learned[:: max(1, len(learned) // 20_000)]
-        season = season or find_season(filled[0][: ends[0], -1], length)
-        forecasts = {type(self).__name__: _columns(model[..., 0]), "last value": last_value(past, self.horizon)}
-        if season > 1:
-            forecasts[f"last season ({season})"] = seasonal_value(past, self.horizon, season)
-        if learned:
-            before = _columns(np.stack([filled[i][end - length : end] for i, end in learned]))
-            after = np.concatenate([rows[i].targets(np.array([end - 1]), self.horizon, ends[i] - val_size) for i, end in learned])
-            forecasts["ridge"] = Ridge(before, _columns(after))(past)
-        errors = {name: forecast - came for name, forecast in forecasts.items()}
-        return {name: {"mse": float(np.nanmean(e**2)), "mae": float(np.nanmean(np.abs(e)))} for name, e in errors.items()}
+        means = self._forecasts(rows, origins)[..., 0].numpy()
+        return against_floors(self.name, means, rows, origins, self.variates_, self.context, val_size, season)
 
     # -- files ------------------------------------------------------------------------------------------------------------------
 
@@ -338,14 +408,15 @@ class Forecaster(Estimator):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         rows = self.history_
-        spec = self.mixer.to_dict() if isinstance(self.mixer, Spec) else self.mixer
+        parts = {"mixer": self.mixer, "model": None if self.model is None else self._sized(len(self.variates_) if self.together else 1)}
         described = [
             {"series": key[0], "variate": key[1], "mean": scale.mean.tolist(), "spread": scale.spread.tolist()}
             for key, _, _, _, scale in rows
         ]
         dated = isinstance(self.step_, np.timedelta64)
         step = int(self.step_.astype("timedelta64[ns]").astype(np.int64)) if dated else float(self.step_)
-        arguments = {**self.get_params(), "mixer": spec, "quantiles": list(self.quantiles)}
+        specs = {name: part.to_dict() if isinstance(part, Spec) else part for name, part in parts.items()}
+        arguments = {**self.get_params(), **specs, "quantiles": list(self.quantiles)}
         write_json(path / "forecaster.json", {
             "version": 1, "arguments": arguments, "source": self._source, "variates": list(self.variates_), "step": step, "dated": dated,
             "uneven": self.uneven_, "rows": described,
@@ -357,7 +428,8 @@ class Forecaster(Estimator):
                 kept[f"{i}.{name}"] = torch.tensor(array[-self.context :])  # a copy: rows of one series share their times
         write_safetensors(path / "history.safetensors", kept)
         write_safetensors(path / "model.safetensors", self.model_.state_dict())
-        states.save(tuple(self._state()), path / "state.safetensors")
+        if isinstance(self.model_, SeriesModel):
+            states.save(tuple(self._state()), path / "state.safetensors")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Forecaster:
@@ -367,14 +439,15 @@ class Forecaster(Estimator):
             raise ValueError(f"{path} holds no forecaster: it has no forecaster.json")
         saved = read_json(path / "forecaster.json")
         arguments = saved["arguments"]
-        if isinstance(arguments["mixer"], dict):
-            arguments["mixer"] = Spec.from_dict(arguments["mixer"])
+        for name in ("mixer", "model"):
+            if isinstance(arguments[name], dict):
+                arguments[name] = Spec.from_dict(arguments[name])
         self = cls(**{**arguments, "quantiles": tuple(arguments["quantiles"])})
         self._source, self.variates_, self.uneven_ = saved["source"], tuple(saved["variates"]), saved["uneven"]
         self.step_ = np.timedelta64(saved["step"], "ns") if saved["dated"] else saved["step"]
         kept, _ = read_safetensors(path / "history.safetensors")
         self.history_, self.scales_ = [], {}
-        self._states = list(states.load(path / "state.safetensors"))
+        self._states = list(states.load(path / "state.safetensors")) if self.model is None else []
         for i, row in enumerate(saved["rows"]):
             key, scale = (row["series"], row["variate"]), Scale(np.array(row["mean"]), np.array(row["spread"]))
             stamps, times, values = (kept[f"{i}.{name}"].numpy() for name in ("stamps", "times", "values"))
@@ -385,11 +458,6 @@ class Forecaster(Estimator):
         self.model_.load_state_dict(weights)
         self.model_.eval()
         return self
-
-
-def _columns(windows: np.ndarray) -> np.ndarray:
-    """(n, L, V) -> (n V, L)."""
-    return np.swapaxes(windows, 1, 2).reshape(-1, windows.shape[1])
 
 
 def _frame(origins: list[tuple[Row, Any]], out: np.ndarray, variates: tuple[str, ...], step: Any, quantiles: Sequence[float]) -> Any:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.heads.windowed import WindowForecaster, mse_of_seen
 from statescan.mixers.bidirectional import Bidirectional
 from statescan.mixers.mamba import Mamba
 from statescan.parameters import parameter_groups
@@ -46,7 +47,7 @@ class Encoder(nn.Module):
 
 
 @register
-class SMamba(nn.Module):
+class SMamba(WindowForecaster):
     """Each variate's whole past is one token; a Mamba in both directions mixes the variates, in the order they stand in::
 
         u = in_proj([past of each variate; past of each time mark])      (V + M tokens of width D)
@@ -71,6 +72,7 @@ class SMamba(nn.Module):
 
     reads_windows: ClassVar[bool] = True
     """A window in, a result out: there is no position after which to stop, so the laws of sequences do not apply."""
+    reads_across: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -110,9 +112,16 @@ class SMamba(nn.Module):
         y = self.out_proj(self.norm_f(u)[:, :variates]).mT
         return y * spread + mean if self.instance_norm else y
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error."""
-        return F.mse_loss(output, target)
+    def forecast(self, x: Tensor, horizon: int) -> Tensor:
+        """The first positions of the forecast."""
+        if not 0 < horizon <= self.horizon:
+            raise ValueError(f"horizon must lie in 1..{self.horizon}, what the model was built for; got {horizon}")
+        forecast: Tensor = self(x)[:, :horizon]
+        return forecast
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean squared error of the forecast of y (B, H, V) from x (B, L, V); NaN in y does not count."""
+        return mse_of_seen(self.forecast(x, y.shape[1]), y)
 
     def parameter_groups(self, weight_decay: float = 0.0, lr: float | None = None) -> list[dict[str, Any]]:
         """Optimiser groups; the paper decays nothing."""

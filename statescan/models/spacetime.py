@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.heads.forecast import ClosedLoopForecast
+from statescan.heads.windowed import WindowForecaster
 from statescan.mixers.companion import Companion, CompanionState
 from statescan.mixers.shift import SeriesFilters, TapsState
 from statescan.parameters import parameter_groups
@@ -66,7 +67,7 @@ class Block(nn.Module):
 
 
 @register
-class SpaceTime(nn.Module):
+class SpaceTime(WindowForecaster):
     """Each of V variables by itself, through the same weights: repeated D times, filtered, encoded open loop, forecast closed loop.
 
     Args:
@@ -157,8 +158,10 @@ class SpaceTime(nn.Module):
         """The weighted sum of three RMSE, for a past x (B, L, V), L > d, and what came after it, y (B, H, V).
 
         Of the closed-loop forecast of y; of the open-loop forecast of each next value of x, and the first of y, once the delay line is
-        full; and of what the last layer expects of its next input.
+        full; and of what the last layer expects of its next input. NaN in y does not count.
         """
+        if x.shape[1] <= self.head.mixer.d_state:
+            raise ValueError(f"the past must be longer than the delay line, {self.head.mixer.d_state} positions; got {x.shape[1]}")
         series, mean = self._centred(x)
         features = self.encode(series)[0]
         first = self.head.mixer.d_state
@@ -166,8 +169,12 @@ class SpaceTime(nn.Module):
         following = torch.cat([x, y[:, :1]], 1)[:, first:] - mean
         ahead, state = self.head(features, return_state=True)
         ahead = ahead[:, first - 1 :].squeeze(-1).unflatten(0, (-1, self.d_input)).mT
-        closed = self.head.loss(self._roll(state, y.shape[1]), y - mean)
-        return weights[0] * closed + weights[1] * self.head.loss(ahead, following) + weights[2] * expected
+        closed, wanted = self._roll(state, y.shape[1]), y - mean
+        if wanted.isnan().any():
+            closed, wanted = closed[~wanted.isnan()], wanted[~wanted.isnan()]
+            ahead, following = ahead[~following.isnan()], following[~following.isnan()]
+        known = self.head.loss(closed, wanted) if len(wanted) else 0.0
+        return weights[0] * known + weights[1] * self.head.loss(ahead, following) + weights[2] * expected
 
     def parameter_groups(self, weight_decay: float = 1e-4, lr: float | None = None) -> list[dict[str, Any]]:
         """Optimiser groups: dynamics and biases without weight decay."""

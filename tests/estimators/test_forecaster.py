@@ -167,7 +167,7 @@ def test_cross_validation_and_the_score(fitted: Forecaster) -> None:
     truth = _frame().set_index("time")
     np.testing.assert_allclose(frame["y"], [truth.loc[ds, v] for ds, v in zip(frame.ds, frame.variate, strict=True)])
     scores = fitted.score(40, 26)
-    assert set(scores) > {"Forecaster", "last value", "ridge"}
+    assert set(scores) > {"Mamba", "last value", "ridge"}
     assert scores["ridge"]["mse"] < scores["last value"]["mse"]
 
 
