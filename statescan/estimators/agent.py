@@ -90,7 +90,7 @@ class Agent(Estimator):
         self.model_ = ActorCritic(
             self.inputs_.width, self.inputs_.actions.width, self.inputs_.actions.continuous, d_model,
             f"({'MF' if d_ff else 'M'})*{layers}", parts, d_hidden, norm,
-        )  # fmt: skip
+        ).eval()  # fmt: skip
 
     def _mixer(self, width: int) -> nn.Module:
         mixer = (self.mixer if isinstance(self.mixer, Spec) else Spec(self.mixer))(width)

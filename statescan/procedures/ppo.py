@@ -257,7 +257,7 @@ def train(
     """Learn to act.
 
     Args:
-        model: the agent; it learns in place.
+        model: the agent; it learns in place, in eval mode.
         player: the environments, at the beginning of their first episodes.
         o: how.
         seed: of actions and minibatches.
@@ -269,6 +269,7 @@ def train(
     """
     if o.minibatches > player.n:
         raise ValueError(f"minibatches={o.minibatches} hold whole copies of the environment, and there are {player.n}")
+    model.eval()  # dropout would make the policy that learns another than the one that acted
     optimizer = make_optimizer(model, o.lr, (0.9, 0.999), 0.0)
     done, state, spread = Learned(), model.backbone.init_state(player.n), Spread(player.n)
     latest = folder.latest() if folder else None

@@ -21,6 +21,8 @@ from statescan.procedures.guard import NonFiniteError  # noqa: E402
 from statescan.procedures.interrupt import Interrupted  # noqa: E402
 from statescan.procedures.ppo import PPO, Learned, Spread, advantages, play, policy_loss, train, value_loss  # noqa: E402
 from statescan.procedures.runs import RunFolder  # noqa: E402
+from statescan.protocols import CausalMixer  # noqa: E402
+from statescan.registry import parts  # noqa: E402
 from statescan.spec import Spec  # noqa: E402
 from statescan.timeline import Timeline  # noqa: E402
 
@@ -99,30 +101,40 @@ def test_the_spread_of_returns() -> None:
 # -- playing ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mixer", "arguments"),
-    [
-        ("S5", {"d_state": 8}),
-        ("Mamba", {"d_state": 4}),
-        ("GatedDeltaNet", {"num_heads": 2, "head_dim": 4}),
-        ("Attention", {"num_heads": 2}),
-    ],
-)
-def test_what_was_played_is_what_is_learned_from(mixer: str, arguments: dict[str, Any]) -> None:
+MIXERS = {
+    name: {key: value for key, value in cls.examples[0].items() if key != "capacity"}
+    for name, cls in sorted(parts.items())
+    if issubclass(cls, CausalMixer) and not cls.space_ndim and cls.examples and cls.__module__.startswith("statescan.")
+}
+_EACH_TIME = ("S5", "Mamba", "GatedDeltaNet", "Attention", "LongConv")
+
+
+@pytest.mark.parametrize("mixer", [pytest.param(name, marks=() if name in _EACH_TIME else pytest.mark.full) for name in MIXERS])
+def test_what_was_played_is_what_is_learned_from(mixer: str) -> None:
     """Log probabilities and values of a rollout are those of one parallel pass over it, also in the second rollout, over episodes' ends."""
     player = _player()
-    model, state = _model(player, mixer, **arguments), None
+    model = _model(player, mixer, d_model=16, **MIXERS[mixer]).eval()
     state = model.backbone.init_state(4)
     for number in range(2):
-        rollout, state, _ = play(model, player, state, 70, torch.Generator().manual_seed(number))
-        assert rollout.start.any(1).all()
-        policy, value = model(rollout.x, Timeline(reset=rollout.start), state=rollout.state)
-        torch.testing.assert_close(model.log_prob(policy, rollout.action), rollout.log_prob, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(value, rollout.value, atol=2e-5, rtol=1e-4)
-        rows = torch.tensor([2, 0])
-        part = rollout.pick(rows)
-        policy, value = model(part.x, Timeline(reset=part.start), state=part.state)
-        torch.testing.assert_close(value, rollout.value[rows], atol=2e-5, rtol=1e-4)
+        rollout, state, _ = play(model, player, state, 30, torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            policy, value = model(rollout.x, Timeline(reset=rollout.start), state=rollout.state)
+            torch.testing.assert_close(model.log_prob(policy, rollout.action), rollout.log_prob, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(value, rollout.value, atol=1e-4, rtol=1e-4)
+            rows = torch.tensor([2, 0])
+            part = rollout.pick(rows)
+            policy, value = model(part.x, Timeline(reset=part.start), state=part.state)
+            torch.testing.assert_close(value, rollout.value[rows], atol=1e-4, rtol=1e-4)
+    assert rollout.start.any(1).all()
+
+
+def test_the_first_pass_finds_the_policy_that_acted() -> None:
+    """Also where a layer drops out in training."""
+    player = _player()
+    model = _model(player, "LongConv", l_max=9)
+    (row,) = train(model, player, PPO(steps=40, rollout=10, epochs=1, minibatches=1), 0, quiet=True).rows
+    assert abs(row["kl"]) < 1e-9
+    assert row["clipped"] == 0
 
 
 def test_an_episode_that_is_cut_off_is_not_over() -> None:
