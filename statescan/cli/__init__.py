@@ -15,10 +15,12 @@ VERBS = {
     "regress": "numbers from sequences, one each or one a position, beside simple regressors",
     "forecast": "series ahead with bands, beside simple forecasts",
     "control": "an agent with memory for an environment, beside one without and random actions",
+    "sound": "a model of recordings, sample by sample, beside simple predictions; and sounds that it makes",
     "stream": "a classifier, regressor or forecaster on values as they come, state kept between runs",
+    "sweep": "search over the options of classify, regress, forecast or compare",
     "compare": "mixers side by side on a generated task, at equal parameters",
     "eval": "bits per byte of a model on text",
-    "generate": "continue a prompt",
+    "generate": "continue a prompt, of text or of sound",
     "quantize": "a copy of a model with its weights in 8 or 4 bits",
     "models": "list the models that can be created by name",
     "info": "parameters, state size, cost and configuration of a model",
@@ -29,7 +31,7 @@ VERBS = {
 """Verb -> what it does. ``statescan.cli.<verb>`` holds a function ``run``, whose signature is the command line, and where it is needed
 ``rewrite(words) -> words`` for a shorthand and ``show(result)``."""
 
-CONFIGURED = ("classify", "compare", "control", "demo", "eval", "finetune", "forecast", "regress", "train")
+CONFIGURED = ("classify", "compare", "control", "demo", "eval", "finetune", "forecast", "regress", "sound", "train")
 """Verbs that read YAML files."""
 
 _HELP = """usage: statescan VERB [options]

@@ -150,7 +150,7 @@ def _sort(
             break
         key, equals, value = word.removeprefix("--").partition("=")
         head, dot, path = key.partition(".")
-        option = word.startswith("-") or (files and equals and head in known)
+        option = (word.startswith("-") and word != "-") or (files and equals and head in known)
         if not option:
             if files and word.endswith((".yaml", ".yml")):
                 configs.append(word)

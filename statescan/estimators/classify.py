@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
 
 from statescan.data.labelled import Features, Labelled, read_labelled
 from statescan.estimators.classifier import SequenceClassifier
@@ -21,22 +20,10 @@ from statescan.estimators.regressor import SequenceRegressor, r2
 from statescan.estimators.simple import ridge
 from statescan.estimators.supervised import SequenceEstimator
 from statescan.files import write_json, write_text
+from statescan.procedures.floors import Recurrent
 from statescan.procedures.options import plain
 from statescan.procedures.runs import RunFolder, digest
-from statescan.protocols import Bus, Mixer
 from statescan.spec import Spec
-from statescan.timeline import Timeline
-
-
-class Recurrent(Mixer):
-    """torch's LSTM in a mixer's place: the floor. Padding behind the end does not reach what is before it, and pools leave it out."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
-
-    def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
-        return self.lstm(x)[0]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
