@@ -5,6 +5,7 @@ Importing this module registers ``statescan/RepeatPrevious-v0`` and its longer k
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class RepeatPreviousVector(VectorEnv):
         if isinstance(seed, int):
             seed = [seed + i for i in range(self.num_envs)]
         rows = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
-        for i in np.flatnonzero(rows):
+        for i in np.flatnonzero(rows).tolist():
             own, rng = None if seed is None else seed[i], self._rngs[i]
             if own is not None or rng is None:
                 self._rngs[i] = rng = np_random(own)[0]
@@ -117,7 +118,10 @@ for _name, _k, _decks in (("", 4, 1), ("Medium", 32, 2), ("Hard", 64, 3)):
 
 
 def find(name: str) -> EnvSpec:
-    """What is registered under an id, ``Name-v0`` or ``space/Name-v0``."""
+    """What is registered under an id, ``Name-v0`` or ``space/Name-v0``; ``module:Name-v0`` imports the module that registers it first."""
+    module, _, name = name.rpartition(":")
+    if module:
+        importlib.import_module(module)
     if name not in gymnasium.registry:
         raise ValueError(f"there is no environment {name!r}{nearest(name, gymnasium.registry)}")
     return gymnasium.registry[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,20 @@ def test_where_episodes_end_and_begin() -> None:
     assert not torch.equal(step.last, player.x)
     assert not torch.equal(step.last, before)
     assert step.last[0, 4:6].tolist() == [1, 0]
+
+
+def test_a_package_that_registers_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cards.py").write_text(
+        "import gymnasium\ngymnasium.register('Cards-v3', entry_point='statescan.data.environments:RepeatPrevious', kwargs={'k': 2})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    envs = make("cards:Cards-v3", 2)
+    first = envs.reset(seed=[1, 2])[0]
+    second = envs.step(np.zeros(2, int))[0]
+    assert envs.step(first)[1] == pytest.approx([1 / 50] * 2)
+    assert second.shape == (2,)
+    with pytest.raises(ImportError, match="No module named 'poker'"):
+        make("poker:Cards-v3", 1)
 
 
 def test_mistakes_are_named() -> None:
