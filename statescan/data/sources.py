@@ -111,7 +111,7 @@ def split_documents(documents: Sequence[Document], fraction: float) -> tuple[lis
     if len(documents) == 1:
         return _split_tail(documents[0], fraction)
     by_file = len({d.file for d in documents}) > 1
-    place = {d.name: _place(d.name.rpartition("#")[0] or d.name if by_file else d.name) for d in documents}
+    place = {d.name: place_of(d.name.rpartition("#")[0] or d.name if by_file else d.name) for d in documents}
     ordered = sorted(set(place.values()))
     if len(ordered) < 2:
         raise ValueError(
@@ -132,7 +132,8 @@ def _split_tail(document: Document, fraction: float) -> tuple[list[Document], li
     return [document._replace(text=head)], [document._replace(name=f"{document.name} (tail)", text=tail)]
 
 
-def _place(name: str) -> float:
+def place_of(name: str) -> float:
+    """Where a hash puts a name in [0, 1)."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
 

@@ -29,6 +29,16 @@ def mu_law_decode(tokens: Tensor, levels: int = 256) -> Tensor:
     return companded.sign() * torch.expm1(companded.abs() * math.log1p(mu)) / mu
 
 
+def linear_encode(wave: Tensor, levels: int = 256) -> Tensor:
+    """Samples in [-1, 1] to int64 levels 0 .. levels - 1 in equal steps."""
+    return ((wave.clamp(-1, 1) + 1) / 2 * (levels - 1) + 0.5).long()
+
+
+def linear_decode(tokens: Tensor, levels: int = 256) -> Tensor:
+    """Levels to samples in [-1, 1], the inverse up to the rounding."""
+    return 2 * tokens.to(torch.get_default_dtype()) / (levels - 1) - 1
+
+
 class NoiseSchedule(NamedTuple):
     """A diffusion x_t = sqrt(alpha_bar_t) x + sqrt(1 - alpha_bar_t) noise, t = 0 .. T - 1."""
 

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from statescan.backbones import PoolUNet
 from statescan.blocks import Whole
 from statescan.heads import LanguageModel
+from statescan.heads.sound import SoundModel
 from statescan.mixers import S4D
 from statescan.mixers.s4 import S4
 from statescan.mixers.two_sided import TwoSided
@@ -51,9 +52,16 @@ def _network(mixer: Spec[Any], **arguments: Any) -> dict[str, Any]:
 
 register_model(
     "sashimi-sc09",
-    Spec(LanguageModel, vocab_size=256, d_model=64, **_network(Spec(S4, n_ssm=1))),
+    Spec(SoundModel, d_model=64, network=Spec(PoolUNet, mixer=Spec(S4, n_ssm=1)), rate=16000),
     family=FAMILY,
     parameters=4_731_136 + 33_024,
+)
+
+register_model(
+    "sashimi-small",  # a size of the library's own, for a processor
+    Spec(SoundModel, d_model=32, network=Spec(PoolUNet, mixer=Spec(S4, n_ssm=1), n_layers=2), rate=8000),
+    family=FAMILY,
+    parameters=375_296 + 16_704,
 )
 
 

@@ -85,6 +85,7 @@ def fit(
     folder: RunFolder | None = None,
     quiet: bool = False,
     resume_with: str = "",
+    report: Callable[[Fitted], None] | None = None,
 ) -> Fitted:
     """Fit, and leave the best weights in the model.
 
@@ -96,6 +97,7 @@ def fit(
         folder: where checkpoints go, at every validation; one that is there already is continued.
         quiet: no progress bar.
         resume_with: the command that continues a stopped fit, for its message.
+        report: called behind every validation.
     """
     o, was_training = schedule, model.training
     optimizer = make_optimizer(model, o.lr, o.betas, o.weight_decay)
@@ -126,6 +128,8 @@ def fit(
                 done.recent.clear()
                 if validate is None or done.best is None or value < done.best:
                     done.best, done.best_step, best = value, done.step, _copy(model)
+                if report is not None:
+                    report(done)
                 bar.set_postfix_str(f"loss {done.curve[-1][1]:.4g}, validation {value:.4g} (best {done.best:.4g})")
             done.seconds = time.perf_counter() - begun
             if folder and (due or stop):

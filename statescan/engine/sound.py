@@ -1,0 +1,178 @@
+"""Sample by sample through a sound model on a CPU: every system discretised once, and few, cheap operators a sample.
+
+The state lives in the decoder and is overwritten. A stage whose block is not complete is not touched: with blocks of four positions the
+next coarser one runs for every fourth sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statescan.backbones import PoolUNet
+from statescan.blocks import Residual
+from statescan.heads.sound import SoundModel
+from statescan.layers import MLP
+from statescan.layers.norm import LayerNorm
+from statescan.mixers import S4D
+from statescan.mixers.s4 import S4, DenseSystem
+from statescan.protocols import CausalMixer
+
+Step = Callable[[Tensor], Tensor]
+"""(B, D) -> (B, D), one position further."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class SoundDecoder:
+    """``decoder.step(levels)``: one sample of each row in, what the model says about the next one out.
+
+    Made for one generation from a model in eval mode, with its weights as they are then. Rows stand at one place: they begin together.
+    S4 and S4D layers, MLPs and norms are read; any other mixer is called through its own ``step``, and ``called`` names it. So is a module
+    with hooks, a replaced forward or parametrisations.
+    """
+
+    def __init__(self, model: SoundModel, batch: int) -> None:
+        if model.training:
+            raise ValueError("the model is in training mode: call model.eval() first")
+        self.model, self.batch = model, batch
+        self.called: list[str] = []
+        self._network = self._pooled(model.network) if _plain(model.network, PoolUNet) else self._stepped(model.network)
+
+    @torch.inference_mode()
+    def step(self, levels: Tensor) -> Tensor:
+        """Levels (B,) -> (B, levels or 3 K)."""
+        return self.model.head(self.model.norm_f(self._network(self.model.embed(levels))))  # type: ignore[no-any-return]
+
+    # -- the network --------------------------------------------------------------------------------------------------------
+
+    def _pooled(self, net: PoolUNet) -> Step:
+        down, up = ([self._block(block) for block in blocks] for blocks in (net.down, net.up))
+        pooled = self._coarse(net) if net.pooled is not None else None
+
+        def step(x: Tensor) -> Tensor:
+            streams = [x]
+            for block in down:
+                x = block(x)
+                streams.append(x)
+            if pooled is not None:
+                coarse = pooled(x)
+                x = streams.pop() + coarse
+            entered = x
+            for block in up:
+                x = block(x)
+                x = x + streams.pop() if down else x
+            return x if down else x + entered
+
+        return step
+
+    def _coarse(self, net: PoolUNet) -> Step:
+        """The pooled stage: what it gives to this position; it runs when a block is complete."""
+        pooled = net.pooled
+        assert pooled is not None
+        inner = self._pooled(pooled.inner) if _plain(pooled.inner, PoolUNet) else self._stepped(pooled.inner)
+        size, width = pooled.pool, pooled.d_model
+        # the two Linears are indexed channel by channel; here a block's positions lie one behind the other
+        order = torch.arange(size * width).view(width, size).T.flatten()
+        reads, gives, bias = pooled.down.weight[:, order].detach(), pooled.up.weight[order].detach(), pooled.up.bias[order].detach()
+        block = reads.new_zeros(self.batch, size, width)
+        queue = torch.zeros_like(block)
+        place = 0
+
+        def step(x: Tensor) -> Tensor:
+            nonlocal place, queue
+            coarse = queue[:, place]
+            block[:, place] = x
+            place += 1
+            if place == size:
+                h = inner(F.linear(block.flatten(1), reads, pooled.down.bias))
+                queue, place = F.linear(h, gives, bias).view(-1, size, width), 0
+            return coarse
+
+        return step
+
+    def _block(self, block: nn.Module) -> Step:
+        if not _plain(block, Residual) or block.scale != 1:
+            return self._stepped(block)
+        norm, mixer = block.norm, block.mixer
+        if _plain(mixer, MLP) and mixer.activation == "gelu" and _plain(mixer.up_proj, nn.Linear) and _plain(mixer.down_proj, nn.Linear):
+            inner = _mlp(mixer)
+        elif _plain(mixer, S4D) or (_plain(mixer, S4) and mixer.disc == "bilinear"):
+            inner = self._modal(mixer)  # type: ignore[arg-type]
+        else:
+            inner = self._stepped(mixer)
+        if not _plain(norm, LayerNorm):
+            return lambda x: x + inner(norm(x))
+        shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        return lambda x: x + inner(torch.layer_norm(x, shape, weight, bias, eps))  # type: ignore[arg-type]
+
+    def _stepped(self, module: nn.Module) -> Step:
+        """By the module's own step."""
+        if not hasattr(module, "init_state"):
+            raise ValueError(f"{type(module).__name__} has no init_state: it cannot go sample by sample")
+        self.called.append(type(module).__name__)
+        state = module.init_state(self.batch)  # type: ignore[operator]
+
+        def step(x: Tensor) -> Tensor:
+            nonlocal state
+            if isinstance(module, CausalMixer) or hasattr(module, "step"):
+                y, state = module.step(x, state)  # type: ignore[operator]
+                return y  # type: ignore[no-any-return]
+            y, state = module(x.unsqueeze(1), state=state)  # a block
+            return y.squeeze(1)  # type: ignore[no-any-return]
+
+        return step
+
+    def _modal(self, mixer: S4 | S4D) -> Step:
+        """x' = d x + b u - p r with r = Re(q . x), y = Re(c . x') + D u, then the mixing of the channels; three products a sample.
+
+        The state is (D, B, N) real numbers, real and imaginary parts in turn. The next position's r is read together with y.
+        """
+        system = mixer.system()
+        assert not isinstance(system, DenseSystem)
+        kind = mixer.D.dtype
+        if isinstance(mixer, S4):
+            d, p, q, b, c = system  # type: ignore[misc]
+            write, read = torch.stack([b, *(-p).unbind(1)], 1), torch.stack([c, *q.unbind(1)], 2)
+        else:
+            log_decay, b, c = system  # type: ignore[misc]
+            d, write, read = log_decay.exp(), b.unsqueeze(1), c.unsqueeze(2)
+        complex_kind = torch.complex128 if kind == torch.float64 else torch.complex64
+        d = d.detach().to(complex_kind).unsqueeze(1)
+        write = torch.view_as_real(write.detach().resolve_conj()).flatten(-2).to(kind)  # (D, 1 + R, N)
+        # Re(q . x) is a product of real and imaginary parts with conj(q)
+        read = torch.view_as_real(read.detach().conj().resolve_conj()).movedim(-1, -2).flatten(1, 2).to(kind).contiguous()
+        width, inputs, n = write.shape
+        state = torch.zeros(width, self.batch, n, dtype=kind)
+        turning = torch.view_as_complex(state.view(width, self.batch, n // 2, 2))
+        given = torch.zeros(width, self.batch, inputs, dtype=kind)
+        skip, out, bias = mixer.D.detach(), mixer.out_proj, mixer.out_proj.bias
+        plain_out = _plain(out, nn.Linear)
+        weight = out.weight
+        glu, activation = mixer.final_act == "glu", mixer.activation
+
+        def step(u: Tensor) -> Tensor:
+            nonlocal given
+            given[..., 0] = u.T
+            turning.mul_(d)
+            state.baddbmm_(given, write)
+            given = torch.bmm(state, read)  # y, and r of the next position
+            y = torch.addcmul(given[..., 0].T, u, skip)
+            y = F.gelu(y) if activation == "gelu" else F.silu(y) if activation == "silu" else torch.relu(y) if activation == "relu" else y
+            y = F.linear(y, weight, bias) if plain_out else out(y)
+            return F.glu(y, -1) if glu else y
+
+        return step
+
+
+def _mlp(mixer: MLP) -> Step:
+    up, up_bias, down, down_bias = mixer.up_proj.weight, mixer.up_proj.bias, mixer.down_proj.weight, mixer.down_proj.bias
+    return lambda x: F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias)
+
+
+def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Exactly of a type, and nothing watches or replaces its call."""
+    return type(module) is kind and not any(getattr(module, hooks) for hooks in _HOOKS) and "forward" not in module.__dict__
