@@ -147,6 +147,8 @@ def forecast(
     forecaster = Forecaster(**arguments)
     folder = RunFolder(run, "forecast")
     forecaster.check(panel, val, test)
+    if model is not None:
+        options["model"] = forecaster.published()  # its defaults are not this forecast's sizes
     read = digest([panel.variates, *(array for s in panel.series for array in (s.name, s.stamps, s.values))])
     folder.open(plain(options), resume=resume, may_change=("run",), data=read)
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))

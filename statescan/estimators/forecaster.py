@@ -154,7 +154,7 @@ class Forecaster(Estimator):
     @property
     def name(self) -> str:
         """What forecasts: the name of the model, or of the mixer."""
-        part = self.mixer if self.model is None else self._published()
+        part = self.mixer if self.model is None else self._model_spec()
         return part if isinstance(part, str) else part.name
 
     @property
@@ -164,7 +164,26 @@ class Forecaster(Estimator):
             return bool(self.joint)
         return bool(registry.lookup(self.name).reads_across)  # type: ignore[attr-defined]
 
-    def _published(self) -> Spec[Any]:
+    def _read(self, data: Any) -> Panel:
+        return (data if isinstance(data, Panel) else read_series(data, **self._source)).filled()
+
+    def _build(self) -> SeriesModel | Windowed:
+        variates = len(self.variates_) if self.together else 1
+        if self.model is None:
+            parts = {"M": self.make_mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
+            return SeriesModel(variates, self.horizon, self.quantiles, self.d_model, f"(MF)*{self.layers}", parts, self.uneven_)
+        return Windowed(self.published()(), self.horizon)
+
+    def published(self) -> Spec[Any]:
+        """``model`` with the sizes that the data and the other arguments decide."""
+        spec = self._model_spec()
+        sizes = {"length": self.context, "horizon": self.horizon, "d_input": len(self.variates_) if self.together else 1}
+        for name, size in sizes.items():
+            if spec.arguments.get(name, size) != size:
+                raise ValueError(f"{spec.name} has {name}={spec.arguments[name]} where this forecast needs {size}: leave it out")
+        return spec.override({name: size for name, size in sizes.items() if name in hints_of(registry.lookup(spec.name))})
+
+    def _model_spec(self) -> Spec[Any]:
         """``model`` as a Spec."""
         spec = self.model
         if isinstance(spec, str):
@@ -176,31 +195,10 @@ class Forecaster(Estimator):
         given = {"mixer": self.mixer if isinstance(self.mixer, str) else self.mixer.name, "d_model": self.d_model, "layers": self.layers}
         changed = [name for name, value in given.items() if value != defaults(Forecaster)[name]]
         if changed:
-            raise ValueError(
-                f"{changed[0]} is not used with model={spec.name}: its own arguments are given as model.d_model=..., in a Spec"
-            )
+            raise ValueError(f"{changed[0]} is of the network around a mixer: give {spec.name} its own arguments, or no model")
         if tuple(self.quantiles) != defaults(Forecaster)["quantiles"]:
             raise ValueError(f"{spec.name} forecasts means: quantiles need a mixer instead of a model")
         return spec
-
-    def _read(self, data: Any) -> Panel:
-        return (data if isinstance(data, Panel) else read_series(data, **self._source)).filled()
-
-    def _build(self) -> SeriesModel | Windowed:
-        variates = len(self.variates_) if self.together else 1
-        if self.model is None:
-            parts = {"M": self.make_mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
-            return SeriesModel(variates, self.horizon, self.quantiles, self.d_model, f"(MF)*{self.layers}", parts, self.uneven_)
-        return Windowed(self._sized(variates)(), self.horizon)
-
-    def _sized(self, variates: int) -> Spec[Any]:
-        """``model`` with the sizes that the data and the other arguments decide."""
-        spec = self._published()
-        sizes = {"length": self.context, "horizon": self.horizon, "d_input": variates}
-        for name, size in sizes.items():
-            if spec.arguments.get(name, size) != size:
-                raise ValueError(f"{spec.name} has {name}={spec.arguments[name]} where this forecast needs {size}: leave it out")
-        return spec.override({name: size for name, size in sizes.items() if name in hints_of(registry.lookup(spec.name))})
 
     def make_mixer(self, width: int) -> nn.Module:
         """A layer's mixer."""
@@ -408,7 +406,7 @@ class Forecaster(Estimator):
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         rows = self.history_
-        parts = {"mixer": self.mixer, "model": None if self.model is None else self._sized(len(self.variates_) if self.together else 1)}
+        parts = {"mixer": self.mixer, "model": None if self.model is None else self.published()}
         described = [
             {"series": key[0], "variate": key[1], "mean": scale.mean.tolist(), "spread": scale.spread.tolist()}
             for key, _, _, _, scale in rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,13 @@ import torch
 from statescan.cli import main
 from statescan.data.series import read_series
 from statescan.estimators import Forecaster
-from statescan.estimators.floors import Ridge, find_season, last_value, seasonal_value
+from statescan.estimators.floors import Ridge, against_floors, find_season, last_value, seasonal_value
 from statescan.estimators.rows import Row, Scale, make_rows, windows
 from statescan.heads.horizon import SeriesModel
+from statescan.spec import Spec
 from statescan.timeline import Timeline
+
+DATA = Path(os.environ.get("STATESCAN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def _frame(n: int = 260, uneven: bool = False) -> pd.DataFrame:
@@ -196,10 +201,12 @@ def test_impossible_requests(fitted: Forecaster) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _frame(200).to_csv(tmp_path / "x.csv", index=False)
-    small = ["--horizon=6", "--context=24", "--d_model=8", "--layers=1", "--steps=4", "--batch_size=4", "--quiet=true"]
+    small = ["--horizon=6", "--context=24", "--d_model=8", "--layers=1", "--steps=2", "--batch_size=4", "--quiet=true"]
     run = tmp_path / "run"
     assert main(["forecast", str(tmp_path / "x.csv"), *small, f"--run={run}"]) == 0
-    assert "| ridge |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(f"\n| {name} |" in shown for name in ("Mamba", "last value", "ridge", "LSTM", "transformer"))
+    assert "| mse of a |" in shown
     assert {"forecast.csv", "plot.png", "table.md", "forecaster.json", "model.safetensors"} <= {p.name for p in run.iterdir()}
     assert len(pd.read_csv(run / "forecast.csv")) == 12
     assert len(Forecaster.load(run).predict()) == 12
@@ -208,3 +215,109 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["forecast", str(tmp_path / "y.csv"), f"--run={run}2"]) == 2
     assert "did you mean 'x.csv'" in capsys.readouterr().err
     assert not Path(f"{run}2").exists()
+    changed = _frame(200)
+    changed.loc[7, "a"] += 1
+    changed.to_csv(tmp_path / "x.csv", index=False)
+    assert main(["forecast", f"--resume={run}"]) == 2
+    assert "the data have changed since" in capsys.readouterr().err
+
+
+WRONG = {
+    "": "is empty",
+    "t,a\n": "has no rows",
+    "date,a\n" + "".join(f"{i},5\n" for i in range(60)): "a is 5 in every row",
+    "date,a\n" + "".join(f"{i},\n" for i in range(60)): "a has no value in any row",
+    "date,a\n" + "".join(f"{i},{i % 7}\n" for i in range(12)): "12 positions: too few to learn to forecast 6 ahead",
+    "date,a\n" + "".join(f"{i},{i % 7 if i < 45 else 'nan'}\n" for i in range(60)): "the test part, 12 positions, has no observed value",
+    "date,a\n" + "".join(f"{i},{i % 7 if i > 45 else 'inf'}\n" for i in range(60)): "no observed value in the part that is trained on",
+    "date,a\n" + "".join(f"{i},{i % 7 if i != 3 else 'x'}\n" for i in range(60)): "column 'a' holds numbers, but 'x' in data row 4",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_each_mistake_is_one_line_and_leaves_no_run(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    assert main(["forecast", str(tmp_path / "x.csv"), "--horizon=6", f"--run={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert WRONG[text] in said
+    assert not (tmp_path / "run").exists()
+
+
+# -- published forecasters ------------------------------------------------------------------------------------------------------
+
+S_MAMBA = Spec("SMamba", d_model=8, d_state=2, n_layers=1)
+SPACETIME = Spec("SpaceTime", d_model=8, d_state=5, n_kernels=4, most=8)
+
+
+def _published(model: Spec[Any], **changes: object) -> Forecaster:
+    given = {"horizon": 6, "context": 24, "model": model, "steps": 4, "lr": 1e-2, "batch_size": 8}
+    return Forecaster(**{**given, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("model", "together"), [(S_MAMBA, True), (SPACETIME, False)])
+def test_a_published_forecaster_is_fitted_judged_and_saved_like_any_other(model: Spec[Any], together: bool, tmp_path: Path) -> None:
+    frame = _frame()
+    frame.loc[100:150, ["a", "b"]] = np.nan  # whole windows without an observation
+    forecaster = _published(model).fit(frame, test_size=40)
+    assert forecaster.together == together
+    assert list(forecaster.score(40, 26, season=19)) == [model.name, "last value", "last season (19)", "ridge"]
+    ahead = forecaster.predict()
+    assert list(ahead.columns) == ["unique_id", "variate", "ds", "mean"]
+    assert np.isfinite(ahead["mean"]).all()
+    forecaster.save(tmp_path)
+    again = Forecaster.load(tmp_path)
+    assert again.predict(3).equals(forecaster.predict(3))
+    assert again.predict(data=frame).equals(forecaster.predict(data=frame))
+    with pytest.raises(ValueError, match="keeps no state"):
+        again.update(frame[:1])
+    with pytest.raises(ValueError, match="forecasts means"):
+        again.predict_quantiles()
+
+
+def test_a_window_without_gaps_is_what_a_published_forecaster_reads() -> None:
+    forecaster = _published(S_MAMBA)
+    forecaster.variates_ = ("a", "b")
+    model = forecaster._build()
+    nan = torch.nan
+    values = torch.tensor([[[nan, nan], [2.0, nan], [nan, nan], [5.0, nan]]])
+    window, last, state = model.read(values)
+    assert window[0, 0].tolist() == [[2, 0], [2, 0], [2, 0], [5, 0]]
+    assert last[0, -1].tolist() == [5, 0]
+    assert state is None
+
+
+def test_what_a_published_forecaster_cannot_do_is_said_before_a_run_begins() -> None:
+    cases = [
+        (_published(S_MAMBA, d_model=32), "d_model is of the network around a mixer"),
+        (_published(S_MAMBA, mixer="S4D"), "mixer is of the network around a mixer"),
+        (_published(S_MAMBA, quantiles=(0.5,)), "SMamba forecasts means"),
+        (_published(Spec("Mamba")), "Mamba is no forecaster of windows: model must be SMamba, SpaceTime"),
+        (_published(Spec("SMamba", length=96)), "SMamba has length=96 where this forecast needs 24"),
+        (_published(Spec("SpaceTime")), "longer than the delay line, 64 positions; got 24"),
+    ]
+    for forecaster, message in cases:
+        with pytest.raises(ValueError, match=message):
+            forecaster.fit(_frame())
+    with pytest.raises(ValueError, match="SMamba reads evenly spaced windows"):
+        _published(S_MAMBA).fit(_frame(uneven=True))
+
+
+@pytest.mark.full
+def test_the_floors_of_the_shared_protocol_are_the_known_ones() -> None:
+    """Of ETTh1 and ETTh2, 96 hours ahead, all variates from windows of 96: squared and absolute errors, measured elsewhere."""
+    known = {
+        "ETTh1.csv": {"last value": (1.294, 0.713), "last season (24)": (0.512, 0.433), "ridge": (0.383, 0.392)},
+        "ETTh2.csv": {"last value": (0.432, 0.422), "last season (24)": (0.391, 0.380), "ridge": (0.289, 0.338)},
+    }
+    for name, floors in known.items():
+        file = DATA / name
+        if not file.is_file():
+            pytest.skip(f"needs {name} in {DATA} (or STATESCAN_DATA)")
+        panel = read_series(file).filled()
+        panel = panel._replace(series=tuple(series.slice(0, 14_400) for series in panel.series))
+        rows = make_rows(panel, True, train=8_640)
+        origins = [(0, end) for end in range(11_520, 14_400 - 96 + 1)]
+        errors = against_floors("none", np.zeros((len(origins), 96, 7)), rows, origins, panel.variates, 96, 2_880, 24)
+        for floor, (mse, mae) in floors.items():
+            assert (round(errors[floor]["mse"], 3), round(errors[floor]["mae"], 3)) == (mse, mae)
