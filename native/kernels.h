@@ -141,38 +141,7 @@ struct Matrix {
     View weight, scale, bias;  // bias may be absent
 };
 
-// One instruction of a program that decodes one position of each row. Activations are float32 rows of a workspace; `source`, `other` and
-// `target` are offsets into a row. The Views of a scan, convolution or ssd hold byte offsets into the workspace where an address is to
-// come, and the number of a state where a state is to come.
-struct Instruction {
-    enum Kind : int32_t { kEmbed, kNorm, kLinear, kConv, kSelective, kSsd, kGatedNorm, kGatedUnit };
-    Kind kind;
-    int64_t source = 0, other = 0, target = 0, width = 0, groups = 1;
-    bool add = false, gate_last = false;
-    float eps = 0;
-    Matrix matrix;  // of a product; its weight is also the table of an embedding and the weight of a norm
-    int64_t index = 0;  // of the scan, convolution or ssd
-};
-
-constexpr int64_t kOutput = -1;  // target: the logits
-
-struct Program {
-    const Instruction* instructions;
-    int64_t count, stride;  // stride: floats of a workspace row
-    const CausalConv* convs;
-    const SelectiveScan* scans;
-    const Ssd* ssds;
-};
-
-struct ProgramRun {
-    Program program;
-    int threads;
-    int64_t rows;
-    const int64_t* ids;  // (rows,)
-    float *workspace, *output;
-    int64_t output_stride;
-    float *const *before, *const *after;  // states
-};
+struct ProgramRun;  // see program.h
 
 struct RmsNorm {
     int threads;

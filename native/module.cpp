@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "program.h"
 
 namespace nb = nanobind;
 using statescan::View;
@@ -122,7 +123,12 @@ statescan::Matrix matrix(int64_t out, int64_t in, int64_t group, View weight, Vi
     return {out, in, group, weight, scale, bias};
 }
 
-// Instructions of a decoding step; see kernels.h. Addresses of weights are final, the Python side keeps the tensors alive.
+// (space, at, offset, row, each)
+statescan::Operand operand(const nb::tuple& o) {
+    return {static_cast<statescan::Operand::Space>(size(o, 0)), size(o, 1), size(o, 2), size(o, 3), size(o, 4)};
+}
+
+// Instructions of a decoding step; see program.h. Addresses of weights are final, the Python side keeps the tensors alive.
 class Program {
 public:
     statescan::Instruction& add(statescan::Instruction::Kind kind, int64_t source, int64_t target, int64_t width) {
@@ -130,7 +136,30 @@ public:
         i.source = source;
         i.target = target;
         i.width = width;
+        i.beside = grouped_ && !first_;
+        first_ = false;
         return instructions_.emplace_back(i);
+    }
+    // What is added until it closes runs side by side.
+    void group(bool open) {
+        grouped_ = open;
+        first_ = true;
+    }
+    // Joins the steps right before it, if that was the last instruction.
+    void step(const statescan::RowStep& s) {
+        if (instructions_.empty() || instructions_.back().kind != statescan::Instruction::kRows)
+            add(statescan::Instruction::kRows, 0, 0, 0).index = static_cast<int64_t>(steps_.size());
+        ++instructions_.back().count;
+        steps_.push_back(s);
+    }
+    void matrix_step(const statescan::MatrixStep& a) {
+        add(statescan::Instruction::kMatrix, 0, 0, 0).index = static_cast<int64_t>(matrices_.size());
+        matrices_.push_back(a);
+    }
+    void attend(const statescan::Attend& a) {
+        for (const auto kind : {statescan::Instruction::kAttend, statescan::Instruction::kRemember})
+            add(kind, 0, 0, 0).index = static_cast<int64_t>(attends_.size());
+        attends_.push_back(a);
     }
     void scan(const statescan::SelectiveScan& a) {
         add(statescan::Instruction::kSelective, 0, 0, 0).index = static_cast<int64_t>(scans_.size());
@@ -149,7 +178,8 @@ public:
         ssds_.push_back(a);
     }
     void run(int threads, int64_t rows, uintptr_t ids, uintptr_t workspace, int64_t stride, uintptr_t output, int64_t output_stride,
-             const std::vector<uintptr_t>& before, const std::vector<uintptr_t>& after) const {
+             const std::vector<uintptr_t>& before, const std::vector<uintptr_t>& after, const std::vector<int64_t>& entries_before,
+             const std::vector<int64_t>& entries_after) const {
         if (instructions_.empty()) return;
         for (int64_t r = 0; r < rows && vocabulary_ > 0; ++r) {
             const int64_t id = reinterpret_cast<const int64_t*>(ids)[r];
@@ -157,10 +187,11 @@ public:
                 throw nb::value_error(("token id " + std::to_string(id) + " lies outside the vocabulary of " + std::to_string(vocabulary_)).c_str());
         }
         nb::gil_scoped_release release;
-        kernels.run_program({{instructions_.data(), static_cast<int64_t>(instructions_.size()), stride, convs_.data(), scans_.data(), ssds_.data()},
+        kernels.run_program({{instructions_.data(), static_cast<int64_t>(instructions_.size()), stride, convs_.data(), scans_.data(), ssds_.data(),
+                              steps_.data(), matrices_.data(), attends_.data()},
                              threads, rows, reinterpret_cast<const int64_t*>(ids), reinterpret_cast<float*>(workspace),
                              reinterpret_cast<float*>(output), output_stride, reinterpret_cast<float* const*>(before.data()),
-                             reinterpret_cast<float* const*>(after.data())});
+                             reinterpret_cast<float* const*>(after.data()), entries_before.data(), entries_after.data()});
     }
 
 private:
@@ -169,6 +200,10 @@ private:
     std::vector<statescan::CausalConv> convs_;
     std::vector<statescan::SelectiveScan> scans_;
     std::vector<statescan::Ssd> ssds_;
+    std::vector<statescan::RowStep> steps_;
+    std::vector<statescan::MatrixStep> matrices_;
+    std::vector<statescan::Attend> attends_;
+    bool grouped_ = false, first_ = true;
 };
 
 #define NOGIL nb::gil_scoped_release release
@@ -309,10 +344,13 @@ NB_MODULE(_native, m) {
             i.matrix.weight = weight;
             i.eps = eps;
         })
-        .def("linear", [](Program& p, int64_t source, int64_t target, bool add, int64_t out, int64_t in, int64_t group, V weight, V scale, V bias) {
+        .def("linear", [](Program& p, int64_t source, int64_t target, bool add, int64_t out, int64_t in, int64_t group, View weight, View scale,
+                          View bias, int64_t blocks, int64_t block_stride) {
             auto& i = p.add(Kind::kLinear, source, target, out);
             i.matrix = matrix(out, in, group, weight, scale, bias);
             i.add = add;
+            i.blocks = blocks;
+            i.block_stride = block_stride;
         })
         .def("conv", [](Program& p, bool silu, nb::tuple s, V x, V weight, V bias, V state, V y, V last) {
             p.conv(causal_conv1d(1, silu, s, x, weight, bias, state, {}, {}, {}, y, last));
@@ -333,6 +371,19 @@ NB_MODULE(_native, m) {
         })
         .def("gated_unit", [](Program& p, int64_t source, int64_t gate, int64_t target, int64_t width) {
             p.add(Kind::kGatedUnit, source, target, width).other = gate;
+        })
+        .def("group", &Program::group)
+        .def("step", [](Program& p, int32_t op, int64_t width, nb::tuple a, nb::tuple b, nb::tuple to, nb::tuple s) {
+            p.step({static_cast<statescan::RowStep::Op>(op), width, operand(a), operand(b), operand(to),
+                    {size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5)}});
+        })
+        .def("matrix_step", [](Program& p, bool by_channel, bool transposed, float scale, nb::tuple s, nb::tuple at, int64_t state) {
+            p.matrix_step({by_channel, transposed, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(at, 0),
+                           size(at, 1), size(at, 2), size(at, 3), size(at, 4), size(at, 5), size(at, 6), state});
+        })
+        .def("attend", [](Program& p, float scale, nb::tuple s, nb::tuple at, int64_t keys, int64_t values) {
+            p.attend({scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(at, 0), size(at, 1), size(at, 2), size(at, 3), size(at, 4),
+                      keys, values});
         })
         .def("run", &Program::run);
 }

@@ -1,9 +1,10 @@
 // Decoding: a program of instructions over fixed tiles, run by all threads in one parallel region. Tiles are handed out in order by a
-// counter; a thread that draws a tile of an instruction waits until every tile of the instructions before it is done. A tile's work does
-// not depend on the thread that does it.
+// counter; a thread that draws a tile of an instruction waits until every tile of the instructions before it is done, or of those before
+// the first of several that run beside each other. A tile's work does not depend on the thread that does it.
 #include <sched.h>
 
 #include "product.h"
+#include "rows.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
@@ -72,6 +73,15 @@ Extent extent(const ProgramRun& run, const Instruction& i) {
         case Instruction::kConv: work = causal_conv1d_work(located(run, run.program.convs[i.index])); break;
         case Instruction::kSelective: work = selective_scan_work(located(run, run.program.scans[i.index])); break;
         case Instruction::kSsd: work = ssd_work(located(run, run.program.ssds[i.index])); break;
+        case Instruction::kMatrix: {
+            const MatrixStep& a = run.program.matrices[i.index];
+            return {run.rows * a.heads, matrix_step_scratch(a)};
+        }
+        case Instruction::kAttend: {
+            const Attend& a = run.program.attends[i.index];
+            return {run.rows * a.heads, attend_scratch(run, a)};
+        }
+        case Instruction::kRemember: return {remember_tiles(run, run.program.attends[i.index]), 64};
         default: break;
     }
     return {work.tiles, work.scratch};
@@ -121,18 +131,29 @@ void gated_norm(const Instruction& i, float* row) {
     if (i.gate_last) gate(target, z, i.width);
 }
 
+// Outputs [first, last) of a product whose blocks each map a part of the input to a part of the output.
+void block_product(const ProgramRun& run, const Instruction& i, int64_t first, int64_t last, float* y, int64_t y_stride, Arena& arena,
+                   bool again) {
+    const float* x = run.workspace + i.source;
+    const int64_t size = i.matrix.out / i.blocks;
+    for (int64_t block = first / size; block * size < last; ++block) {
+        Matrix w = i.matrix;
+        w.out = size;
+        w.weight.data += block * i.block_stride * w.weight.bytes();
+        if (w.bias) w.bias.data += block * size * w.bias.bytes();
+        const int64_t begin = first > block * size ? first - block * size : 0, end = least(size, last - block * size);
+        product(w, x + block * w.in, run.program.stride, run.rows, begin, end, y + block * size, y_stride, arena, again);
+    }
+}
+
 void linear(const ProgramRun& run, const Instruction& i, int64_t tile, Arena& arena, bool again) {
     const Matrix& w = i.matrix;
     const int64_t size = product_tile(w), first = tile * size, last = least(w.out, first + size), stride = run.program.stride;
-    const float* x = run.workspace + i.source;
     float* y = i.target == kOutput ? run.output : run.workspace + i.target;
     const int64_t y_stride = i.target == kOutput ? run.output_stride : stride;
-    if (!i.add) {
-        product(w, x, stride, run.rows, first, last, y, y_stride, arena, again);
-        return;
-    }
+    if (!i.add) return block_product(run, i, first, last, y, y_stride, arena, again);
     float* part = arena.floats(run.rows * size);
-    product(w, x, stride, run.rows, first, last, part - first, size, arena, again);
+    block_product(run, i, first, last, part - first, size, arena, again);
     for (int64_t r = 0; r < run.rows; ++r)
         for (int64_t o = first; o < last; ++o) y[r * y_stride + o] += part[r * size + o - first];
 }
@@ -170,6 +191,10 @@ void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* sc
             const Ssd a = located(run, run.program.ssds[i.index]);
             return ssd_work(a).fn(&a, tile, scratch);
         }
+        case Instruction::kRows: return take_steps(run, i, tile);
+        case Instruction::kMatrix: return matrix_step(run, run.program.matrices[i.index], tile, scratch);
+        case Instruction::kAttend: return attend(run, run.program.attends[i.index], tile, scratch);
+        case Instruction::kRemember: return remember(run, run.program.attends[i.index], tile);
     }
 }
 
@@ -183,14 +208,16 @@ void work(const void* context, int64_t, char* scratch) {
     const Shared& shared = *static_cast<const Shared*>(context);
     const ProgramRun& run = *shared.run;
     int64_t i = 0, previous = -1, begin = 0, end = extent(run, run.program.instructions[0]).tiles;
+    int64_t needed = 0;  // tiles that must be done before
     for (;;) {
         const int64_t ticket = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
         while (ticket >= end) {
             if (++i == run.program.count) return;
             begin = end;
             end += extent(run, run.program.instructions[i]).tiles;
+            if (!run.program.instructions[i].beside) needed = begin;
         }
-        wait_for(&shared.done, begin);
+        wait_for(&shared.done, needed);
         execute(run, run.program.instructions[i], ticket - begin, scratch, i == previous);
         previous = i;
         __atomic_fetch_add(&shared.done, 1, __ATOMIC_RELEASE);

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from statescan.backbones import FlatState
-from statescan.blocks import EMBEDDING, Residual
+from statescan.blocks import EMBEDDING, PostNorm, Residual
 from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
 from statescan.engine.steps import LOWERINGS
 from statescan.heads import LanguageModel
 from statescan.heads.language import LogitsAt
 from statescan.layers.widened import products_of
+from statescan.mixers import Attention
+from statescan.mixers.attention import GrowingAttentionState
 from statescan.ops import native_gate as gate
 from statescan.protocols import Bus
 from statescan.timeline import Timeline
@@ -34,6 +36,7 @@ class _Part(NamedTuple):
 class _Step:
     """What the segments of one step share."""
 
+    model: LanguageModel
     ids: Tensor
     rows: Tensor
     """(B, floats): the workspace."""
@@ -66,6 +69,9 @@ class Engine:
         self._workspace = Workspace()
         d_model = model.d_model
         self._stream, self._hidden = self._workspace.reserve(d_model), self._workspace.reserve(d_model)
+        for layer in model.backbone.layers:
+            for name in getattr(layer.mixer, "writes", ()):
+                self._workspace.shelf[name] = self._workspace.reserve(d_model)
         self._workspace.mark()
         self._segments: list[Callable[[_Step], None]] = []
         self._watched: list[tuple[dict[str, Any], str]] = []
@@ -125,6 +131,7 @@ class Engine:
             raise RuntimeError("a weight of the model changed after the engine was made: make a new Engine(model)")
         batch = ids.shape[0]
         step = _Step(
+            model=self.model,
             ids=ids.long().contiguous(),
             rows=torch.empty(batch, self._workspace.stride),
             before=state,
@@ -153,11 +160,16 @@ class Engine:
             step.bus[EMBEDDING] = x.unsqueeze(1)
 
         def lookup(b: Builder) -> None:
-            if backbone.embedding_scale != 1 or backbone.embedding_norm is not None:
-                raise Unplain("what the embedding gives is scaled or normalised")
-            if any(type(layer) is not Residual for layer in backbone.layers):
+            if any(type(layer) not in (Residual, PostNorm) for layer in backbone.layers):
                 raise Unplain("a layer above may read what the embedding gives")
             b.embed(backbone.embedding, self._stream)
+            stream = x = b.row(self.model.d_model, self._stream)
+            if backbone.embedding_scale != 1:
+                x = x * backbone.embedding_scale
+            if backbone.embedding_norm is not None:
+                x = b.normed(backbone.embedding_norm, x)
+            if x is not stream:
+                x.copy(stream)
 
         def finish(b: Builder) -> None:
             b.norm(backbone.norm_f, self._stream, self._hidden)
@@ -173,17 +185,25 @@ class Engine:
 
     def _layer(self, i: int, layer: Any) -> _Part:
         def write(b: Builder) -> None:
-            b.read(layer, Residual)
+            b.read(layer, Residual, PostNorm)
             lowering = LOWERINGS.get(type(layer.mixer))
             if lowering is None:
                 raise Unplain(f"there is no native step for {type(layer.mixer).__name__}")
             if layer.scale != 1:
                 raise Unplain("what the layer adds is scaled")
             b.read(layer.mixer, type(layer.mixer))
-            b.norm(layer.norm, self._stream, self._hidden)
-            lowering(b, layer.mixer, self._hidden, self._stream)
+            if type(layer) is Residual:
+                b.norm(layer.norm, self._stream, self._hidden)
+                lowering(b, layer.mixer, self._hidden, self._stream)
+                return
+            stream, added = (b.row(self.model.d_model, at) for at in (self._stream, self._hidden))
+            (stream * 0.0).copy(added)
+            lowering(b, layer.mixer, stream.at, added.at)
+            (stream + b.normed(layer.norm, added)).copy(stream)
 
         def call(step: _Step) -> None:
+            for name, at in self._workspace.bus.items():
+                step.bus.setdefault(name, step.rows[:, None, at : at + self.model.d_model])
             x, after = layer(self._rows(step).unsqueeze(1), None, state=step.before.layers[i], bus=step.bus)
             self._rows(step)[:] = x.squeeze(1)
             step.after[i] = after
@@ -199,7 +219,7 @@ class Engine:
         if gate.module is None:
             return gate.unavailable
         try:
-            part.write(Builder(Workspace()))
+            part.write(Builder(self._workspace.trial()))
         except Unplain as reason:
             return str(reason)
         return None
@@ -227,18 +247,41 @@ class _Native:
         """Advance workspace, states and logits."""
         batch = step.ids.shape[0]
         before: list[Tensor] = []
+        after: list[Tensor] = []
         for layer, first, end in self.layers:
             state = step.before.layers[layer]
             shapes = self.builder.state_shapes[first:end]
-            if len(state) != len(shapes) or any(t.shape != (batch, *shape) for t, shape in zip(state, shapes, strict=True)):
+            if len(state) != len(shapes) or not all(_fits(t, (batch, *shape)) for t, shape in zip(state, shapes, strict=True)):
                 got = [tuple(t.shape) for t in state]
                 raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
-            before += [t.contiguous() if t.dtype == torch.float32 else t.float().contiguous() for t in state]
-        after = before if step.inplace else [torch.empty(t.shape) for t in before]
-        threads = gate.threads(2 * self.builder.weights * batch)
+            old = [(t if t.dtype in (torch.float32, torch.int64) else t.float()).contiguous() for t in state]
+            before += old
+            if isinstance(state, GrowingAttentionState):
+                after += [t.new_empty(batch, t.shape[1] + 1, *t.shape[2:]) if t.ndim > 1 else t.clone() for t in old]
+            else:
+                self._check_room(step, layer)
+                after += old if step.inplace else [torch.empty_like(t) for t in old]
+        threads = gate.threads(2 * self.builder.products * batch)
         self.builder.program.run(
             threads, batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0), step.logits.data_ptr(),
             step.logits.shape[1], [t.data_ptr() for t in before], [t.data_ptr() for t in after],
+            *([t.shape[1] if t.ndim > 1 else 0 for t in tensors] for tensors in (before, after)),
         )  # fmt: skip
         for layer, first, end in self.layers:
             step.after[layer] = type(step.before.layers[layer])(*after[first:end])
+
+    def _check_room(self, step: _Step, layer: int) -> None:
+        """A cache of constant size and without a window holds all positions."""
+        mixer = step.model.backbone.layers[layer].mixer
+        if type(mixer) is not Attention or mixer.window is not None:
+            return
+        keys, _, position = step.before.layers[layer]
+        if int(position.max()) >= keys.shape[1]:
+            raise ValueError(
+                f"the cache holds {keys.shape[1]} positions and a row has {int(position.max()) + 1}: give init_state a larger capacity"
+            )
+
+
+def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """-1 is any number."""
+    return tensor.ndim == len(shape) and all(got == wanted or wanted < 0 for got, wanted in zip(tensor.shape, shape, strict=True))

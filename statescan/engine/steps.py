@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from statescan.engine.builder import Builder, Unplain
-from statescan.layers import GatedMLP, GatedRMSNorm, RMSNorm
+from statescan.engine.recurrences import RECURRENCES
+from statescan.engine.rows import Row
+from statescan.layers import MLP, GatedMLP, GatedRMSNorm, RMSNorm
+from statescan.layers.mlp import Activation
 from statescan.mixers import Mamba, Mamba2
 
 Lowering = Callable[[Builder, Any, int, int], None]
@@ -69,16 +72,28 @@ def mamba2(b: Builder, m: Mamba2, source: int, stream: int) -> None:
     b.linear(m.out_proj, joined, stream, add=True)
 
 
+def activate(x: Row, activation: Activation) -> Row:
+    """As :func:`statescan.layers.mlp.activate`."""
+    if activation == "relu2":
+        x = x.maximum(0.0)
+        return x * x
+    return x.apply(activation)
+
+
+def mlp(b: Builder, m: MLP, source: int, stream: int) -> None:
+    """The feed-forward layer."""
+    b.linear(m.down_proj, activate(b.project(m.up_proj, source), m.activation).at, stream, add=True)
+
+
 def gated_mlp(b: Builder, m: GatedMLP, source: int, stream: int) -> None:
     """The gated feed-forward layer."""
-    if m.activation != "silu" or m.multipliers != (1.0, 1.0):
-        raise Unplain(f"a GatedMLP has activation {m.activation} and multipliers {m.multipliers}")
-    F = m.up_proj.out_features
-    gate, up, y = b.rows(F), b.rows(F), b.rows(F)
-    b.linear(m.gate_proj, source, gate)
-    b.linear(m.up_proj, source, up)
-    b.gated_unit(up, gate, y, F)
-    b.linear(m.down_proj, y, stream, add=True)
+    gate_by, down = m.multipliers
+    if down != 1:
+        raise Unplain(f"what a GatedMLP adds is multiplied by {down}")
+    with b.beside():
+        gate, up = b.project(m.gate_proj, source), b.project(m.up_proj, source)
+    y = up * activate(gate if gate_by == 1 else gate * gate_by, m.activation)
+    b.linear(m.down_proj, y.at, stream, add=True)
 
 
-LOWERINGS: dict[type[nn.Module], Lowering] = {Mamba: mamba, Mamba2: mamba2, GatedMLP: gated_mlp}
+LOWERINGS: dict[type[nn.Module], Lowering] = {Mamba: mamba, Mamba2: mamba2, MLP: mlp, GatedMLP: gated_mlp, **RECURRENCES}

@@ -74,10 +74,10 @@ def poisoned() -> Any:
     [
         ({}, set()),
         ({"norm": "rms_offset", "logit_scale": 0.3, "logit_cap": 2.0, "head_bias": True}, set()),
-        ({"embedding_scale": 3.0}, {"embedding"}),
-        ({"embedding_norm": True}, {"embedding"}),
+        ({"embedding_scale": 3.0}, set()),
+        ({"embedding_norm": True}, set()),
         ({"residual_scale": 0.5}, {f"layer {i}" for i in range(4)}),
-        ({"norm": "layer"}, {*(f"layer {i}" for i in range(4)), "head"}),
+        ({"norm": "layer"}, set()),
     ],
 )
 def test_what_hybrids_scale_cap_and_normalise(options: dict[str, Any], called: set[str], poisoned: None) -> None:

@@ -1,0 +1,94 @@
+"""The recurrences beside Mamba in the engine: every lowered step equals the mixer's own, values and states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import statescan as ss
+from statescan.engine.recurrences import RECURRENCES
+from statescan.ops import native_gate as gate
+
+pytestmark = pytest.mark.skipif(gate.module is None, reason=f"the kernels are absent: {gate.unavailable}")
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "GLA": {"num_heads": 3, "expand_k": 0.5, "expand_v": 1.0, "gate_low_rank_dim": 5},
+    "RetNet": {"num_heads": 3, "expand_k": 1 / 3, "expand_v": 1.5, "rotary_base": 50.0},
+    "HGRN2": {"expand_ratio": 6, "lower_bound": 0.3},
+    "DeltaNet": {"num_heads": 3, "expand_k": 0.5, "use_gate": True, "allow_neg_eigval": True, "conv_size": 3},
+    "GatedDeltaNet": {"num_heads": 2, "head_dim": 5, "num_v_heads": 4, "expand_v": 1.4},
+    "GatedDeltaNet writes": {"num_heads": 2, "head_dim": 8, "expand_v": 1, "num_writes": 3, "use_gate": False, "allow_neg_eigval": True},
+    "KDA": {"num_heads": 2, "head_dim": 7, "expand_v": 1.3},
+    "KDA bounded": {"num_heads": 3, "head_dim": 4, "lower_bound": -5.0, "gate_bias": True, "allow_neg_eigval": True, "low_rank": False},
+    "RWKV7TimeMix": {"head_dim": 9, "rank_w": 4, "rank_a": 3, "rank_v": 2, "rank_g": 5},
+    "RWKV7TimeMix negative": {"head_dim": 6, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2, "allow_neg_eigval": True},
+    "RWKV7ChannelMix": {"hidden": 23},
+    "MLSTM": {"num_heads": 3, "qk_dim_factor": 0.5, "v_dim_factor": 0.5, "igate_bias_init": 1.0, "use_bias": True},
+    "MLSTM without cap": {"num_heads": 3, "gate_soft_cap": None},
+    "SLSTM": {"num_heads": 2, "conv1d_kernel_size": 3, "depth": 1.0},
+    "RGLRU": {"width": 22, "num_heads": 2, "d_conv": 3},
+    "Attention": {"num_heads": 6, "num_kv_heads": 3, "head_dim": 5, "rotary_base": None, "qk_norm": "whole"},
+    "Attention window": {"num_heads": 2, "num_kv_heads": 1, "head_dim": 10, "window": 7, "gate": True, "bias": True, "rotary_dim": 6},
+    "Attention narrow": {"num_heads": 3, "window": 1, "qk_norm": "offset", "out_bias": True},
+    "Attention capacity": {"num_heads": 3, "num_kv_heads": 1, "capacity": 12, "qk_norm": True, "scale": 0.3},
+    "Mamba3": {"d_state": 10, "headdim": 6, "ngroups": 2},
+    "Mamba3 several": {"d_state": 8, "headdim": 9, "mimo_rank": 3, "rope_fraction": 1.0, "outproj_norm": True, "rate": "softplus"},
+    "Mamba3 still": {"d_state": 6, "headdim": 12, "mimo_rank": 4, "rope_fraction": 0.2, "layout": "pairs"},
+}  # fmt: skip
+
+
+def model(name: str, layers: str = "XX", **options: Any) -> ss.LanguageModel:
+    """A language model of an odd vocabulary, all of whose parameters are moved a little."""
+    torch.manual_seed(0)
+    parts = {"X": ss.Spec(name.split()[0], **MIXERS[name]), "F": ss.Spec("GatedMLP", d_ff=13)}
+    made = ss.LanguageModel(67, 18, layers, parts, tie_embeddings=False, **options).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return made
+
+
+def assert_same(made: ss.LanguageModel, batch: int, rtol: float = 2e-5, steps: int = 3, inplace: bool = False, begin: int = 5) -> None:
+    """Some steps of the engine and of the model, from the state behind a few tokens."""
+    engine = ss.Engine(made)
+    assert not engine.called
+    ids = torch.randint(0, 67, (batch, begin + steps))
+    with torch.no_grad():
+        state = made.init_state(batch) if begin == 0 else made.scan(ids[:, :begin])[1]
+        ours, theirs = ss.state.clone(state), state
+        for t in range(begin, begin + steps):
+            expected, theirs = made.step(ids[:, t], theirs)
+            got, ours = engine.step(ids[:, t], ours, inplace=inplace)
+            leaves = [("logits", expected, got)]
+            for i, (a, b) in enumerate(zip(theirs.layers, ours.layers, strict=True)):
+                assert type(a) is type(b)
+                leaves += [(f"layer {i} {field}", x, y) for field, x, y in zip(getattr(a, "_fields", ()), a, b, strict=True)]
+            for what, a, b in leaves:
+                assert b.dtype == (a.dtype if a.dtype == torch.int64 else torch.float32), what
+                scale = float(a.float().abs().max()) if a.numel() else 0.0
+                where = f"{what}, position {t}"
+                torch.testing.assert_close(b, a.to(b.dtype), rtol=rtol, atol=rtol * scale, msg=lambda m, where=where: f"{where}: {m}")
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory that nobody has written holds NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_every_lowering_is_tested() -> None:
+    assert {kind.__name__ for kind in RECURRENCES} == {name.split()[0] for name in MIXERS}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_equals_the_model(name: str) -> None:
+    made = model(name)
+    assert_same(made, 1)
+    assert_same(made, 3, begin=0)
+    assert_same(made, 5, inplace=True, steps=6)
