@@ -92,8 +92,9 @@ class Pooled(CausalMixer):
         line = Timeline() if timeline is None else timeline.without_interval(type(self).__name__).expand(x.shape[0], x.shape[1])
         x = hide(x, line)
         place = self._place(line, state)
+        inner = None if state is None else state.inner  # None: a mixer that convolves where a sequence begins does so
         state = self.init_state(x.shape[0], device=x.device) if state is None else state
-        y, last = self._gather(x, line, state, bus) if place is None else self._reshape(x, place, state, bus)
+        y, last = self._gather(x, line, state, inner, bus) if place is None else self._reshape(x, place, state, inner, bus)
         y = hide(y.to(x.dtype), line)
         return (y, last) if return_state else y
 
@@ -134,21 +135,21 @@ class Pooled(CausalMixer):
         places = (state.position % self.pool).tolist()
         return places[0] if len(set(places)) == 1 else None
 
-    def _reshape(self, x: Tensor, place: int, state: PooledState, bus: Bus | None) -> tuple[Tensor, PooledState]:
+    def _reshape(self, x: Tensor, place: int, state: PooledState, before: Any, bus: Bus | None) -> tuple[Tensor, PooledState]:
         size, length = self.pool, x.shape[1]
         z = torch.cat([state.pending.to(x.dtype), x], 1)
         count = (place + length) // size
         queue, inner = state.queue, states.clone(state.inner)
         if count:
             first = size - 1 - place
-            given, inner = self._coarse(z[:, first : first + count * size].unflatten(1, (count, size)), None, state.inner, bus)
+            given, inner = self._coarse(z[:, first : first + count * size].unflatten(1, (count, size)), None, before, bus)
             queue = torch.cat([queue, given.to(queue.dtype).flatten(1, 2)], 1)
         last = PooledState(z[:, length:].to(queue.dtype), queue[:, count * size :].clone(), state.position + length, inner)
         return queue[:, place : place + length], last
 
     # -- rows of any kind ---------------------------------------------------------------------------------------------------
 
-    def _gather(self, x: Tensor, line: Timeline, state: PooledState, bus: Bus | None) -> tuple[Tensor, PooledState]:
+    def _gather(self, x: Tensor, line: Timeline, state: PooledState, before: Any, bus: Bus | None) -> tuple[Tensor, PooledState]:
         batch, length, _ = x.shape
         sight = Sight.of(line, state.position, batch, length, x.device)
         z = torch.cat([state.pending.to(x.dtype), take(x.unsqueeze(2), sight.order).squeeze(2)], 1)
@@ -156,7 +157,7 @@ class Pooled(CausalMixer):
         queue, inner = state.queue.unsqueeze(1), states.clone(state.inner)
         if torch.compiler.is_compiling() or _any(blocks.line.mask) or _any(blocks.line.reset):
             rows = torch.stack([_rows(z, blocks.first + i) for i in range(self.pool)], dim=2)
-            given, inner = self._coarse(rows, blocks.line, state.inner, bus)
+            given, inner = self._coarse(rows, blocks.line, before, bus)
             queue = torch.cat([queue, given.to(queue.dtype)], 1)
         # what each position reads: one place of one block; the last column is the block under way at the end, whole
         flat = queue.flatten(1, 2)

@@ -56,7 +56,7 @@ class S4(ModalMixer):
         out = glu(out_proj(dropout(gelu(y))))
 
     Because the two factors of the low-rank term are tied, A + A^H is negative: the spectrum stays on the left whatever training does. As a
-    convolution the kernel comes from :func:`dplr_kernel`; where a state goes in or out, or the timeline has resets or a mask, the
+    convolution the kernel comes from :func:`dplr_kernel`; where a state goes in, or the timeline has resets or a mask behind one, the
     recurrence runs in chunks (:func:`linear_system`, N^2 a position); ``step`` costs O(N).
 
     Args:
@@ -185,19 +185,27 @@ class S4(ModalMixer):
         return after, (c * after).sum(-1).real
 
     def convolve(self, u: Tensor, interval: float | None, h: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor | None]:
-        if h is not None or return_state:
-            return self.scan_positions(u, Timeline(interval=interval), h)
-        return fft_conv(u, self.kernel(u.shape[1], interval).to(u.dtype)), None
+        line = Timeline(interval=interval)
+        if h is not None:
+            return self.scan_positions(u, line, h)
+        y = fft_conv(u, self.kernel(u.shape[1], interval).to(u.dtype))
+        return y, self._recur(u, line, None, readouts=0)[1] if return_state else None
 
     def scan_positions(self, u: Tensor, line: Timeline, h: Tensor | None) -> tuple[Tensor, Tensor]:
         """By the dense recurrence, in chunks."""
+        y, last = self._recur(u, line, h, readouts=1)
+        return y.squeeze(-1), last
+
+    def _recur(self, u: Tensor, line: Timeline, h: Tensor | None, readouts: int) -> tuple[Tensor, Tensor]:
+        """y (B, L, D, readouts) and the state behind it, which alone costs a fraction of both."""
         assert not isinstance(line.interval, Tensor)
         system = self.system(line.interval)
         dense = _dense(system) if isinstance(system, LowRankSystem) else system
         A, B, C = (t.to(u.dtype) for t in dense)
         state = None if h is None else torch.view_as_real(h).flatten(-2)
-        y, last = linear_system(u, A, B, C.unsqueeze(1), state=state, timeline=Timeline(line.reset, line.mask), return_state=True)
-        return y.squeeze(-1), torch.view_as_complex(last.unflatten(-1, (-1, 2)).contiguous())
+        line = Timeline(line.reset, line.mask)
+        y, last = linear_system(u, A, B, C.unsqueeze(1)[:, :readouts], state=state, timeline=line, return_state=True)
+        return y, torch.view_as_complex(last.unflatten(-1, (-1, 2)).contiguous())
 
 
 def _initial(init: S4Init, n: int, copies: int, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,8 @@ from statescan.ops.positions import existing
 
 CHUNK = 64
 """Positions a chunk, a power of two."""
+CHUNK_UNREAD = 512
+"""The same where nothing is read out, which spares the positions' products with each other."""
 
 
 class Tables(NamedTuple):
@@ -61,7 +63,7 @@ def portable(u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: T
 
 def _run(u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     length = u.shape[1]
-    size = min(CHUNK, 1 << (length - 1).bit_length())
+    size = min(CHUNK if C.shape[1] else CHUNK_UNREAD, 1 << (length - 1).bit_length())
     shared, h, outputs = tables(A, B, C, size), state, []
     forced = dispatch.forced()
     for start in range(0, length, size):
@@ -86,17 +88,8 @@ def _chunk(shared: Tables, u: Tensor, h: Tensor, reset: Tensor | None, mask: Ten
     segment = torch.zeros_like(here, dtype=torch.long) if reset is None else reset.long().cumsum(1)
     here, segment = torch.broadcast_tensors(here, segment)
     count = here.long().cumsum(1)  # existing positions up to and with each
-    lag = count.unsqueeze(2) - count.unsqueeze(1)
-    meets = here.unsqueeze(2) & here.unsqueeze(1) & (segment.unsqueeze(2) == segment.unsqueeze(1)) & (lag >= 0)
-    weights = torch.where(meets, shared.kernel[:, :, lag.clamp(min=0)], 0.0)  # (D, M, b, T, T)
-    if weights.shape[2] == 1:
-        y = torch.einsum("dmts,bsd->btdm", weights[:, :, 0], u)
-    else:
-        y = torch.einsum("dmbts,bsd->btdm", weights, u)
-    # what the incoming state still says
-    echo = torch.einsum("dmln,bdn->bldm", shared.read[:, :, : size + 1], h)
-    index = count[:, :, None, None].expand(u.shape[0], size, *echo.shape[2:])
-    y = y + torch.where((here & (segment == 0))[:, :, None, None], echo.gather(1, index), 0.0)
+    read = _read if shared.kernel.shape[1] else _unread
+    y = read(shared, u, h, here, segment, count)
     # the last state: each input by the power that it has met, and the incoming one if nothing reset
     after = count[:, -1:] - count
     lives = here & (segment == segment[:, -1:])
@@ -110,6 +103,25 @@ def _chunk(shared: Tables, u: Tensor, h: Tensor, reset: Tensor | None, mask: Ten
         moved = torch.einsum("dnm,bdm->bdn", power, kept)
         kept = moved if mask is None else torch.where((left >> bit & 1).bool()[:, None, None], moved, kept)
     return y, last + torch.where((segment[:, -1] == 0)[:, None, None], kept, 0.0)
+
+
+def _unread(shared: Tables, u: Tensor, h: Tensor, here: Tensor, segment: Tensor, count: Tensor) -> Tensor:
+    return u.new_zeros(*u.shape, 0)
+
+
+def _read(shared: Tables, u: Tensor, h: Tensor, here: Tensor, segment: Tensor, count: Tensor) -> Tensor:
+    """y (B, T, D, M)."""
+    lag = count.unsqueeze(2) - count.unsqueeze(1)
+    meets = here.unsqueeze(2) & here.unsqueeze(1) & (segment.unsqueeze(2) == segment.unsqueeze(1)) & (lag >= 0)
+    weights = torch.where(meets, shared.kernel[:, :, lag.clamp(min=0)], 0.0)  # (D, M, b, T, T)
+    if weights.shape[2] == 1:
+        y = torch.einsum("dmts,bsd->btdm", weights[:, :, 0], u)
+    else:
+        y = torch.einsum("dmbts,bsd->btdm", weights, u)
+    # what the incoming state still says
+    echo = torch.einsum("dmln,bdn->bldm", shared.read[:, :, : u.shape[1] + 1], h)
+    index = count[:, :, None, None].expand(*u.shape[:2], *echo.shape[2:])
+    return y + torch.where((here & (segment == 0))[:, :, None, None], echo.gather(1, index), 0.0)
 
 
 # -- for compilers, whose graphs must not depend on the length: one opaque operator ------------------------------------------------
