@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from statescan.dynamics import discretize_dense, discretize_dplr
+from statescan.ops.case import Case
 from statescan.ops.dispatch import implementation
 from statescan.ops.dplr_kernel import cases as dplr_cases
 from statescan.ops.dplr_kernel import dplr_kernel
@@ -119,3 +120,12 @@ def test_wrong_inputs_say_what_was_expected() -> None:
         linear_system(**(arguments | {"u": arguments["u"].float()}))
     with pytest.raises(ValueError, match="A must have shape"):
         linear_system(**(arguments | {"A": arguments["A"][:2]}))
+
+
+@pytest.mark.parametrize("given", [(), ("state", "mask"), ("state", "reset", "mask")])
+def test_the_last_state_without_a_readout(given: tuple[str, ...]) -> None:
+    arguments = system_cases.make(Case("unread", {"B": 2, "L": 530, "D": 2, "N": 3, "M": 1}, given))
+    _, last = linear_system(**arguments)
+    y, unread = linear_system(**{**arguments, "C": arguments["C"][:, :0]})
+    assert y.shape == (2, 530, 2, 0)
+    torch.testing.assert_close(unread, last, rtol=1e-9, atol=1e-10)
