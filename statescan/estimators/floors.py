@@ -15,9 +15,15 @@ def last_value(window: np.ndarray, horizon: int) -> np.ndarray:
     return np.repeat(window[:, -1:], horizon, 1)
 
 
-def seasonal_value(window: np.ndarray, horizon: int, season: int) -> np.ndarray:
-    """The last ``season`` values, again and again."""
-    return window[:, -season:][:, np.arange(horizon) % season]
+def seasonal_value(row: Row, filled: np.ndarray, end: int, horizon: int, season: int) -> np.ndarray:
+    """What was seen before position ``end`` at the same places of the last season, in time: (horizon, V)."""
+    ahead = np.arange(1, horizon + 1)
+    return _at(row, filled, end, row.times[end - 1] + ahead - season * (1 + (ahead - 1) // season))
+
+
+def _at(row: Row, filled: np.ndarray, end: int, times: np.ndarray) -> np.ndarray:
+    """Values (T, V) without gaps at whatever times before position ``end``."""
+    return filled[(np.searchsorted(row.times, times + 0.5) - 1).clip(0, end - 1)]
 
 
 class Ridge:
@@ -83,10 +89,14 @@ def against_floors(
     past, came = _columns(np.stack([filled[i][end - length : end] for i, end in origins])), _columns(target)
     learned = [(i, end) for i, start in begins.items() for end in range(length, start - val_size - horizon + 1)]
     learned = learned[:: max(1, len(learned) * width * (length + horizon) // _MOST)]
-    season = season or find_season(filled[0][: begins[0], -1], length)
+    if season is None:
+        known = rows[0].times[begins[0] - 1]
+        season = find_season(_at(rows[0], filled[0], begins[0], np.arange(known + 1))[:, -1], length)
     forecasts = {name: _columns(means), "last value": last_value(past, horizon)}
     if season > 1:
-        forecasts[f"last season ({season})"] = seasonal_value(past, horizon, season)
+        forecasts[f"last season ({season})"] = _columns(
+            np.stack([seasonal_value(rows[i], filled[i], end, horizon, season) for i, end in origins])
+        )
     if learned:
         before = _columns(np.stack([filled[i][end - length : end] for i, end in learned]))
         after = np.concatenate([rows[i].targets(np.array([end - 1]), horizon, begins[i] - val_size) for i, end in learned])

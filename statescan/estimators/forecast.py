@@ -181,6 +181,7 @@ def forecast(
 def draw(panel: Panel, ahead: Any, path: Path, past: int) -> None:
     """The end of the first series and variates, and the forecast with its bands."""
     try:
+        from matplotlib.dates import ConciseDateFormatter
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("drawing needs matplotlib: pip install 'statescan[plots]', or --plot false") from error
@@ -202,6 +203,8 @@ def draw(panel: Panel, ahead: Any, path: Path, past: int) -> None:
             axes.fill_between(mine.ds, mine[bands[0]], mine[bands[-1]], color="C0", alpha=0.25, label=f"{bands[0][1:]} to {bands[-1][1:]}")
         axes.set_title(f"{series.name}: {name}" if len(panel.series) > 1 else name, fontsize=9, loc="left")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8, loc="upper left")
+        if series.stamps.dtype.kind == "M":
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+    figure.axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.8, 1.0), ncols=2, frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ class Forecaster(Estimator):
             self.variates_, self.uneven_ = panel.variates, False
             width = len(panel.variates) if self.together else 1
             with torch.random.fork_rng():  # what the network refuses, it refuses before a run begins
-                self._build().teach(torch.zeros(1, self.context, width), torch.zeros(1, self.horizon, width))  # type: ignore[union-attr]
+                self.published()().loss(torch.zeros(1, self.context, width), torch.zeros(1, self.horizon, width))
 
     @property
     def name(self) -> str:
@@ -170,7 +170,7 @@ class Forecaster(Estimator):
     def _build(self) -> SeriesModel | Windowed:
         variates = len(self.variates_) if self.together else 1
         if self.model is None:
-            parts = {"M": self.make_mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
+            parts: dict[str, Callable[[int], nn.Module]] = {"M": self.make_mixer, "F": Spec("GatedMLP", d_ff=2 * self.d_model)}
             return SeriesModel(variates, self.horizon, self.quantiles, self.d_model, f"(MF)*{self.layers}", parts, self.uneven_)
         return Windowed(self.published()(), self.horizon)
 
@@ -229,9 +229,10 @@ class Forecaster(Estimator):
         counts = np.array(ends) - self.horizon - starts + 1
         chosen = rng.choice(len(rows), self.batch_size, p=counts / counts.sum())
         last = [int(starts[i] + rng.integers(counts[i])) for i in chosen]
+        assert isinstance(self.model_, Windowed)
         values, _ = windows([rows[i] for i in chosen], last, self.context, False)
         target = np.concatenate([rows[i].targets(np.array([end - 1]), self.horizon, ends[i]) for i, end in zip(chosen, last, strict=True)])
-        return self.model_.teach(values, torch.from_numpy(target.astype(np.float32)))  # type: ignore[union-attr]
+        return self.model_.teach(values, torch.from_numpy(target.astype(np.float32)))
 
     def _origins(self, rows: list[Row], parts: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
         """(row, end of the window, where its targets must end): whole horizons within each part, evenly spread."""
@@ -361,7 +362,7 @@ class Forecaster(Estimator):
     @torch.no_grad()
     def _state(self) -> list[tuple[Tensor, Tensor, SeriesState]]:
         """(features, last values, state) at the end of each row, batch 1."""
-        if not self._states:
+        if not self._states and isinstance(self.model_, SeriesModel):
             for row in self.history_:
                 h, last, state = self.model_.read(*windows([row], [len(row.times)], min(self.context, len(row.times)), self.uneven_))
                 self._states.append((h[:, -1], last[:, -1], state))

@@ -17,11 +17,11 @@ PROTOCOL: dict[str, Any] = {"horizon": 96, "rows": 14_400, "val_size": 2_880, "t
 def s_mamba(data: str, run: str = "runs/ett-s-mamba", steps: int = 800, seed: int = 0) -> Forecast:
     """All seven variates from windows of 96 (mode M): S-Mamba of the paper's size for ETTh1. A cosine of the rate in place of halving it
     every epoch of 264 steps."""
-    model = Spec("SMamba", d_model=256, d_state=2)
+    model: Spec[Any] = Spec("SMamba", d_model=256, d_state=2)
     return forecast(data, run=run, context=96, model=model, lr=7e-5, batch_size=32, steps=steps, seed=seed, **PROTOCOL)
 
 
 def spacetime(data: str, run: str = "runs/ett-spacetime", steps: int = 400, seed: int = 0) -> Forecast:
     """The oil temperature alone from windows of 336 (mode S): SpaceTime of the paper's size, with smaller batches and fewer of them."""
-    model = Spec("SpaceTime", n_layers=1)
+    model: Spec[Any] = Spec("SpaceTime", n_layers=1)
     return forecast(data, run=run, targets="OT", context=336, model=model, lr=1e-3, batch_size=16, steps=steps, seed=seed, **PROTOCOL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,5 +24,5 @@ def s_mamba(run: str = "runs/follower", steps: int = 1_500, seed: int = 0) -> Fo
     """S-Mamba on it; the ridge sees one variate at a time."""
     data = Path(run).with_suffix(".csv")
     write(data)
-    model = Spec("SMamba", d_model=32, d_state=4, dropout=0.0)
+    model: Spec[Any] = Spec("SMamba", d_model=32, d_state=4, dropout=0.0)
     return forecast(str(data), horizon=1, run=run, context=12, model=model, lr=5e-3, batch_size=64, steps=steps, patience=0, seed=seed)

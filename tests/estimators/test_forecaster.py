@@ -121,7 +121,9 @@ def test_windows_of_short_rows_are_padded_on_the_left() -> None:
 def test_the_floors() -> None:
     window = np.arange(12.0).reshape(2, 6)
     np.testing.assert_array_equal(last_value(window, 2), [[5, 5], [11, 11]])
-    np.testing.assert_array_equal(seasonal_value(window, 5, 3), [[3, 4, 5, 3, 4], [9, 10, 11, 9, 10]])
+    times = np.array([0.0, 1.1, 2, 3, 4.9, 6.2])  # the value at time 4 is that of 3
+    row = Row(("s", "y"), times, times, np.arange(6.0)[:, None], Scale(np.zeros(1), np.ones(1)))
+    np.testing.assert_array_equal(seasonal_value(row, row.values, 6, 5, 3)[:, 0], [3, 4, 5, 3, 4])
     x = np.sin(np.arange(300) * 2 * np.pi / 17)
     assert find_season(x, 60) == 17
     assert find_season(np.arange(50.0), 20) == 1
