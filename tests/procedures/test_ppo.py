@@ -197,12 +197,13 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(name: str, tmp_path: P
 
 def test_it_learns_what_needs_no_memory() -> None:
     """k = 1 asks for the card that is shown."""
-    player = _player(n=16, k=1)
+    player = _player(n=32, k=1)
     model = _model(player, "S5", d_model=16, d_state=8)
-    o = PPO(steps=12_000, rollout=48, epochs=4, minibatches=2, lr=4e-3, gamma=0.0)
+    o = PPO(steps=10_000, rollout=26, epochs=4, minibatches=2, lr=6e-3, gamma=0.0)
     rows = train(model, player, o, 0, quiet=True).rows
-    assert rows[0]["return"] is None or rows[0]["return"] < 0
-    assert rows[-1]["return"] > 0.7
+    returns = [row["return"] for row in rows if row["return"] is not None]
+    assert returns[0] < 0
+    assert returns[-1] > 0.7
     assert rows[-1]["entropy"] < 0.7 < rows[0]["entropy"]
 
 
