@@ -121,7 +121,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     kept = str(tmp_path / "state")
     for part in (samples[:13], samples[13:]):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{float(v[0])!r}\n" for v in part)))
-        assert main(["stream", run, "--state", kept]) == 0
+        assert main(["stream", run, "-", "--state", kept]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split("\t")[1:] == last[1:]
 
     for arguments, words in (
@@ -131,6 +131,48 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def folder(name: str, **files: bytes | np.ndarray) -> str:
+        for file, content in files.items():
+            path = tmp_path / name / f"{file}.wav"
+            if isinstance(content, bytes):
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            else:
+                write_wav(path, content)
+        (tmp_path / name).mkdir(exist_ok=True)
+        return str(tmp_path / name)
+
+    def arrays(name: str, **held: np.ndarray) -> str:
+        np.savez(tmp_path / f"{name}.npz", **held)
+        return str(tmp_path / f"{name}.npz")
+
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((6, 5)), np.array([0, 1, 0, 1, 0, 1])
+    (tmp_path / "text.npz").write_text("no arrays")
+    for data, words in (
+        (folder("corrupt", a=b"RIFFxxxx"), "is not a PCM wav file"),
+        (folder("nothing", a=b""), "is not a PCM wav file"),
+        (folder("silent", a=np.zeros((0, 1))), "it is cut short or empty"),
+        (folder("channels", a=np.zeros((9, 1)), b=np.zeros((9, 2))), "give all the same number"),
+        (folder("empty"), "holds no .wav file"),
+        (arrays("no_y", X=X), "has no array 'y'"),
+        (arrays("no_X", y=y), "has no array 'X'"),
+        (arrays("pickled", X=np.array([{}, {}]), y=y[:2]), "it holds pickled objects, which are never loaded"),
+        (str(tmp_path / "text.npz"), "cannot be read as arrays"),
+        (arrays("constant", X=np.full((6, 5), 3.0), y=y), "every value of every sequence is 3"),
+        (arrays("alone", X=X, y=np.zeros(6)), "a classifier needs at least two classes"),
+        (arrays("infinite", X=np.where(X.max() == X, np.inf, X), y=y), "infinite"),
+        (arrays("unseen", X=np.full((6, 5), np.nan), y=y), "channel 0 has no observed value in any sequence"),
+    ):
+        assert main(["classify", data, "--test=#[01]$|b.wav", "--steps=1", "--quiet", f"--run={tmp_path / 'run' / Path(data).name}"]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert main(["classify", "--resume", str(tmp_path / "empty")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_a_forecaster_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
