@@ -77,20 +77,21 @@ class SoundDecoder:
         size, width = pooled.pool, pooled.d_model
         # the two Linears are indexed channel by channel; here a block's positions lie one behind the other
         order = torch.arange(size * width).view(width, size).T.flatten()
-        reads, gives, bias = pooled.down.weight[:, order].detach(), pooled.up.weight[order].detach(), pooled.up.bias[order].detach()
-        block = reads.new_zeros(self.batch, size, width)
-        queue = torch.zeros_like(block)
+        reads, reads_bias = pooled.down.weight[:, order].detach().T, pooled.down.bias.detach()
+        gives, gives_bias = pooled.up.weight[order].detach().T, pooled.up.bias[order].detach()
+        block, queue = reads.new_zeros(self.batch, size * width), reads.new_zeros(self.batch, size * width)
+        places, given = block.split(width, 1), queue.split(width, 1)
         place = 0
 
         def step(x: Tensor) -> Tensor:
-            nonlocal place, queue
-            coarse = queue[:, place]
-            block[:, place] = x
-            place += 1
-            if place == size:
-                h = inner(F.linear(block.flatten(1), reads, pooled.down.bias))
-                queue, place = F.linear(h, gives, bias).view(-1, size, width), 0
-            return coarse
+            nonlocal place
+            at, place = place, (place + 1) % size
+            places[at].copy_(x)
+            if place:
+                return given[at]
+            last = given[at].clone()
+            torch.addmm(gives_bias, inner(torch.addmm(reads_bias, block, reads)), gives, out=queue)
+            return last
 
         return step
 
@@ -98,7 +99,7 @@ class SoundDecoder:
         if not _plain(block, Residual) or block.scale != 1:
             return self._stepped(block)
         norm, mixer = block.norm, block.mixer
-        if _plain(mixer, MLP) and mixer.activation == "gelu" and _plain(mixer.up_proj, nn.Linear) and _plain(mixer.down_proj, nn.Linear):
+        if _plain(mixer, MLP) and mixer.activation == "gelu":
             inner = _mlp(mixer)
         elif _plain(mixer, S4D) or (_plain(mixer, S4) and mixer.disc == "bilinear"):
             inner = self._modal(mixer)  # type: ignore[arg-type]
@@ -146,31 +147,35 @@ class SoundDecoder:
         # Re(q . x) is a product of real and imaginary parts with conj(q)
         read = torch.view_as_real(read.detach().conj().resolve_conj()).movedim(-1, -2).flatten(1, 2).to(kind).contiguous()
         width, inputs, n = write.shape
-        state = torch.zeros(width, self.batch, n, dtype=kind)
-        turning = torch.view_as_complex(state.view(width, self.batch, n // 2, 2))
-        given = torch.zeros(width, self.batch, inputs, dtype=kind)
-        skip, out, bias = mixer.D.detach(), mixer.out_proj, mixer.out_proj.bias
-        plain_out = _plain(out, nn.Linear)
-        weight = out.weight
-        glu, activation = mixer.final_act == "glu", mixer.activation
+        state, given = write.new_zeros(width, self.batch, n), write.new_zeros(width, self.batch, inputs)
+        turning, channels = torch.view_as_complex(state.view(width, self.batch, n // 2, 2)), given[..., 0].T
+        skip, glu, activate, mix = mixer.D.detach(), mixer.final_act == "glu", _ACTIVATIONS[mixer.activation], _affine(mixer.out_proj)
 
         def step(u: Tensor) -> Tensor:
-            nonlocal given
-            given[..., 0] = u.T
+            channels.copy_(u)  # beside r, which stands there since the last position
             turning.mul_(d)
             state.baddbmm_(given, write)
-            given = torch.bmm(state, read)  # y, and r of the next position
-            y = torch.addcmul(given[..., 0].T, u, skip)
-            y = F.gelu(y) if activation == "gelu" else F.silu(y) if activation == "silu" else torch.relu(y) if activation == "relu" else y
-            y = F.linear(y, weight, bias) if plain_out else out(y)
+            torch.bmm(state, read, out=given)  # y, and r of the next position
+            y = mix(activate(torch.addcmul(channels, u, skip)))
             return F.glu(y, -1) if glu else y
 
         return step
 
 
+_ACTIVATIONS: dict[str, Step] = {"gelu": F.gelu, "silu": F.silu, "relu": torch.relu, "none": lambda y: y}
+
+
+def _affine(layer: nn.Module) -> Step:
+    """A Linear as one product; anything else as it is."""
+    if not _plain(layer, nn.Linear) or layer.bias is None:
+        return layer
+    weight, bias = layer.weight.detach().T, layer.bias.detach()  # type: ignore[operator]
+    return lambda x: torch.addmm(bias, x, weight)  # type: ignore[arg-type]
+
+
 def _mlp(mixer: MLP) -> Step:
-    up, up_bias, down, down_bias = mixer.up_proj.weight, mixer.up_proj.bias, mixer.down_proj.weight, mixer.down_proj.bias
-    return lambda x: F.linear(F.gelu(F.linear(x, up, up_bias)), down, down_bias)
+    up, down = _affine(mixer.up_proj), _affine(mixer.down_proj)
+    return lambda x: down(F.gelu(up(x)))
 
 
 def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -36,7 +36,7 @@ from statescan.procedures.sound_generate import bits_per_sample, generate_sound,
 from statescan.procedures.sound_plot import draw_curve, draw_sounds
 from statescan.spec import Spec
 
-MAY_CHANGE = ("run", "samples", "seconds", "temperature", "plot", "quiet")
+MAY_CHANGE = ("run", "floor_steps", "samples", "seconds", "temperature", "plot", "quiet")
 NATS_TO_BITS = 1 / np.log(2)
 
 
