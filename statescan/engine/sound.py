@@ -7,6 +7,7 @@ next coarser one runs for every fourth sample.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from statescan.mixers import S4D
 from statescan.mixers.s4 import S4, DenseSystem
 from statescan.protocols import CausalMixer
 
+M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 """(B, D) -> (B, D), one position further."""
 
@@ -98,17 +100,18 @@ class SoundDecoder:
     def _block(self, block: nn.Module) -> Step:
         if not _plain(block, Residual) or block.scale != 1:
             return self._stepped(block)
-        norm, mixer = block.norm, block.mixer
+        norm: Any = block.norm
+        mixer: Any = block.mixer
         if _plain(mixer, MLP) and mixer.activation == "gelu":
             inner = _mlp(mixer)
         elif _plain(mixer, S4D) or (_plain(mixer, S4) and mixer.disc == "bilinear"):
-            inner = self._modal(mixer)  # type: ignore[arg-type]
+            inner = self._modal(mixer)
         else:
             inner = self._stepped(mixer)
         if not _plain(norm, LayerNorm):
             return lambda x: x + inner(norm(x))
         shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
-        return lambda x: x + inner(torch.layer_norm(x, shape, weight, bias, eps))  # type: ignore[arg-type]
+        return lambda x: x + inner(torch.layer_norm(x, shape, weight, bias, eps))
 
     def _stepped(self, module: nn.Module) -> Step:
         """By the module's own step."""
@@ -178,6 +181,6 @@ def _mlp(mixer: MLP) -> Step:
     return lambda x: down(F.gelu(up(x)))
 
 
-def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _plain(module: object, kind: type[M]) -> TypeGuard[M]:
     """Exactly of a type, and nothing watches or replaces its call."""
     return type(module) is kind and not any(getattr(module, hooks) for hooks in _HOOKS) and "forward" not in module.__dict__
