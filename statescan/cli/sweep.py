@@ -40,17 +40,17 @@ def run(
         run: folder for the study, the runs, table.md and plot.png.
         quiet: do not say how each setting did.
     """
-    function = importlib.import_module(f"statescan.cli.{verb}").run
+    module = importlib.import_module(f"statescan.cli.{verb}")
 
     def arguments(more: list[str]) -> dict[str, Any]:
-        return parse(function, more, f"statescan {verb}", files=True)
+        return parse(module.run, module.rewrite(more), f"statescan {verb}", files=True)
 
     words = words or []
     for text in over:  # what is not an option, or not a value of it, shows before anything runs
         name, values = read_range(text)
         for value in values.ends() if isinstance(values, Range) else values:
             arguments([*words, f"--{name}={value}"])
-    return sweep(verb, lambda more: function(**arguments(more)), words, over, trials, seeds, run, quiet)
+    return sweep(verb, lambda more: module.run(**arguments(more)), words, over, trials, seeds, run, quiet)
 
 
 def rewrite(argv: list[str]) -> list[str]:

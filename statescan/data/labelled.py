@@ -140,6 +140,8 @@ def as_sequences(X: Any, channels: int | None = None) -> tuple[np.ndarray, ...]:
         raise ValueError("sparse input is not supported: give X.toarray()")
     if hasattr(X, "__array__"):
         X = np.asarray(X)  # of a frame too: its rows are the sequences
+    if isinstance(X, np.ndarray) and len(X.shape) > 1 and not X.size:
+        raise ValueError(f"X is empty: 0 feature(s) (shape={X.shape}) while a minimum of 1 is required.")
     if not isinstance(X, Iterable):
         raise ValueError(f"expected an array (n, L) or (n, L, C), or a list of sequences; got {type(X).__name__}")
     sequences = []
@@ -154,10 +156,7 @@ def as_sequences(X: Any, channels: int | None = None) -> tuple[np.ndarray, ...]:
         if array.ndim == 0:
             raise ValueError("Expected 2D array, got 1D array: one sequence alone is [sequence]. Reshape your data to (1, L)")
         if array.ndim > 2 or not array.size:
-            raise ValueError(
-                f"a sequence must be (T,) or (T, C) and not empty: sequence {i} is {array.shape}"
-                + f"; 0 feature(s) (shape=({len(X)}, 0)) while a minimum of 1 is required." * (isinstance(X, np.ndarray) and not X.size)
-            )
+            raise ValueError(f"a sequence must be (T,) or (T, C) and not empty; sequence {i} is {array.shape}")
         array = array.reshape(len(array), -1)
         if np.isinf(array).any():
             raise ValueError(f"sequence {i} holds an infinite value (inf); NaN is what says that nothing was observed")

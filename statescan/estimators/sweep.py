@@ -120,7 +120,8 @@ def sweep(
     folder = Path(run)
     _open(folder, {"verb": verb, "words": list(words), "over": list(over)})
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", load_if_exists=True)
-    combinations = None if any(isinstance(values, Range) for values in space.values()) else list(itertools.product(*space.values()))
+    lists = [values for values in space.values() if not isinstance(values, Range)]
+    combinations = list(itertools.product(*lists)) if len(lists) == len(space) else None
     if combinations is not None and trials is None:
         for values in combinations:
             study.enqueue_trial(dict(zip(space, values, strict=True)), skip_if_exists=True)
@@ -153,12 +154,12 @@ def sweep(
     except KeyboardInterrupt as stop:
         raise Interrupted(f"stopped; {len(ended())} of {total} settings are finished in {run}: the same command does the rest") from stop
     settings = {_key(t.user_attrs["setting"]): t.user_attrs["setting"] for t in ended()[:total]}
-    tried = sorted((_try(verb, call, words, s, seeds, folder) for s in settings.values()), key=_rank)
-    if not tried[0].values:
-        raise ValueError(f"every setting failed; the first with: {tried[0].error}")
-    best = [f"--{name}={value}" for name, value in tried[0].setting.items()]
+    ranked = sorted((_try(verb, call, words, s, seeds, folder) for s in settings.values()), key=_rank)
+    if not ranked[0].values:
+        raise ValueError(f"every setting failed; the first with: {ranked[0].error}")
+    best = [f"--{name}={value}" for name, value in ranked[0].setting.items()]
     measure = "wrong answers, %" if verb == "compare" else "validation loss"
-    found = Swept(folder, tuple(tried), measure, shlex.join(["statescan", verb, *words, *best]))
+    found = Swept(folder, tuple(ranked), measure, shlex.join(["statescan", verb, *words, *best]))
     write_text(folder / "table.md", f"{found}\n")
     _draw(found, space, folder / "plot.png")
     return found
@@ -226,7 +227,7 @@ def _try(verb: str, call: Callable[[list[str]], Any], words: Sequence[str], sett
 def _run(verb: str, call: Callable[[list[str]], Any], words: list[str], seed: int, run: Path) -> tuple[float, dict[str, float]]:
     """One run: (what is to be lowered, what the test part says)."""
     if verb == "compare":
-        result = call([*words, "--seeds=1", f"--first_seed={seed}", f"--run={run}", "--quiet=true"])
+        result = call([*words, "--seeds=1", f"--first_seed={seed}", f"--run={run}", "--floor_rows=0", "--quiet=true"])
         if len({score.label for score in result.scores}) > 1:
             raise ValueError("a sweep of compare takes one mixer at a time: --over mixers=Mamba,S4D")
         accuracy = {f"accuracy of {name}, %": 100 * value for name, value in result.scores[0].accuracy.items()}
