@@ -1,7 +1,7 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
 //         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
-//         native/rms_norm.cpp native/program.cpp native/table.cpp -pthread
+//         native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
 #include <cmath>
