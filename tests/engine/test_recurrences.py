@@ -92,3 +92,71 @@ def test_equals_the_model(name: str) -> None:
     assert_same(made, 1)
     assert_same(made, 3, begin=0)
     assert_same(made, 5, inplace=True, steps=6)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx512"])
+@pytest.mark.parametrize("name", ["KDA", "Mamba3 several", "Attention window"])
+def test_every_instruction_set(name: str, isa: str) -> None:
+    assert gate.module is not None
+    if not gate.module.supports(isa):
+        pytest.skip(f"this processor or build has no {isa}")
+    before = gate.module.instruction_set()
+    gate.module.choose(isa)
+    try:
+        assert_same(model(name), 2)
+    finally:
+        gate.module.choose(before)
+
+
+@pytest.mark.parametrize("name", ["GatedDeltaNet", "SLSTM", "Attention", "Mamba3"])
+def test_bits_depend_neither_on_threads_nor_on_neighbours(name: str) -> None:
+    made = model(name, "XF")
+    engine, ids = ss.Engine(made), torch.randint(0, 67, (5, 6))
+    with torch.no_grad():
+        state = made.scan(ids[:, :-1])[1]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(engine.step(ids[:, -1], state)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+    alone = engine.step(ids[3:4, -1], ss.state.select(state, [3]))[0]
+    assert torch.equal(results[0][3:4], alone)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["GLA", "MLSTM", "RGLRU", "RWKV7TimeMix"])
+def test_quantised_weights(name: str, kind: Any) -> None:
+    made = model(name)
+    ss.quantize(made, kind)
+    assert_same(made, 3, rtol=5e-4)
+
+
+def test_the_value_residual_crosses_native_and_called_layers() -> None:
+    sizes = {"head_dim": 6, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2}
+    parts = {"R": ss.Spec("RWKV7TimeMix", **sizes), "T": ss.Spec("RWKV7TimeMix", **sizes, first=False)}
+    torch.manual_seed(0)
+    made = ss.LanguageModel(67, 18, "RTT", parts, norm="layer", embedding_norm=True, tie_embeddings=False).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    assert_same(made, 2)
+    for layers, called in (((1,), ["layer 1"]), ((0,), ["layer 0", "layer 1", "layer 2"])):
+        handles = [made.backbone.layers[i].mixer.output.register_forward_hook(lambda module, args, output: output * 2) for i in layers]
+        engine, ids = ss.Engine(made), torch.randint(0, 67, (2, 1))
+        assert list(engine.called) == called
+        with torch.no_grad():
+            expected = made.step(ids[:, 0], made.init_state(2))[0]
+        torch.testing.assert_close(engine.step(ids[:, 0], made.init_state(2))[0], expected, rtol=1e-5, atol=1e-5)
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_full_cache_is_an_error() -> None:
+    made = model("Attention capacity", "X")
+    engine, ids = ss.Engine(made), torch.randint(0, 67, (1, 12))
+    state = made.scan(ids)[1]
+    with pytest.raises(ValueError, match="the cache holds 12 positions and a row has 13"):
+        engine.step(ids[:, 0], state)
