@@ -50,7 +50,7 @@ def floors(train: Any, batches: Mapping[str, list[Any]], vocab_size: int) -> dic
     known = _questions(train, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        answer = {"majority": _majority(known), "bag of tokens": _fitted(Bag(vocab_size, known.classes), known)}
+        answer = {"majority": _majority(known), "bag of tokens": _fitted(Bag(vocab_size, known.classes), known, lr=0.1)}
         answer |= {
             name: _fitted(Places(known.window.shape[1] * (vocab_size + 1), hidden, known.classes), known)
             for name, hidden in (("logistic", 0), ("MLP", 64))
@@ -123,7 +123,7 @@ def _majority(known: Questions) -> Guess:
     return lambda q: most.expand(len(q.answers))
 
 
-def _fitted(model: nn.Module, known: Questions, steps: int = 400, batch_size: int = 256, lr: float = 5e-3) -> Guess:
+def _fitted(model: nn.Module, known: Questions, steps: int = 250, batch_size: int = 256, lr: float = 1e-2) -> Guess:
     """Adam on the cross-entropy, the rate falling to zero."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     chosen = torch.randperm(len(known.answers))[:_MOST]
@@ -158,7 +158,7 @@ class Filter(nn.Module):
 
     def __init__(self, taps: Tensor) -> None:
         super().__init__()
-        self.register_buffer("taps", taps)
+        self.taps = taps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L) -> (B, L)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from statescan.data.tasks import SIGNALS, Autoregression, DelaySignal, FourierNoise, RepeatFirst
 from statescan.data.tasks.signals import SignalModel, Signals
+from statescan.dynamics import nplr, ptd
 from statescan.procedures.compare import compare
 from statescan.spec import Spec
 
@@ -132,3 +134,27 @@ def test_a_comparison_runs(task: Spec, tmp_path: Path):
     assert len(found.scores) == 2
     assert all(0 <= value <= 1 for score in found.scores for value in score.accuracy.values())
     assert (tmp_path / "table.md").is_file()
+
+
+def test_oscillations_show_what_dropping_the_low_rank_term_does() -> None:
+    """LegS's first state, an exponential average, from the diagonal systems of S4D and of PTD: both are right on a smooth signal."""
+    rows, step, long = 2048, 0.002, torch.arange(2048, dtype=torch.float64)
+
+    def kernel(modes: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        gain = 2 * c * b * torch.expm1(step * modes) / modes
+        return (gain.unsqueeze(1) * (step * modes.unsqueeze(1) * long).exp()).sum(0).real
+
+    legs, perturbed = nplr("legs", 64), ptd(64)
+    kernels = kernel(legs.Lambda, legs.B / 2, legs.V[0]), kernel(perturbed.Lambda, perturbed.B, perturbed.V[0])
+    exact = -math.expm1(-step) * torch.exp(-step * long)
+
+    def error(kernel: torch.Tensor, noise: bool) -> float:
+        x = FourierNoise(length=rows, cutoff=0.01, noise=noise).sample(8, 0).ids.double()
+        wrong, right = (
+            torch.fft.irfft(torch.fft.rfft(x, 2 * rows) * torch.fft.rfft(k, 2 * rows))[:, :rows] for k in (kernel - exact, exact)
+        )
+        return float(wrong.square().sum() / right.square().sum())
+
+    assert max(error(k, noise=False) for k in kernels) < 0.02
+    assert error(kernels[1], noise=True) < 0.02
+    assert error(kernels[0], noise=True) > 0.08

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from statescan.cli import main
-from statescan.data.tasks import Delay, Parity
+from statescan.data.tasks import Delay, ListOps, Parity
 from statescan.heads import LanguageModel
 from statescan.procedures import compare as module
 from statescan.procedures.compare import Comparison, build, compare, line_up, measure
 from statescan.spec import Spec
 
-TINY: dict[str, Any] = {"d_model": 16, "seeds": 2, "steps": 4, "batch_size": 4, "test_rows": 6, "eval_every": 2, "warmup": 2, "floor_rows": 0, "quiet": True}
+TINY: dict[str, Any] = {
+    "d_model": 16, "seeds": 2, "steps": 4, "batch_size": 4, "test_rows": 6, "eval_every": 2, "warmup": 2, "floor_rows": 0, "quiet": True,
+}  # fmt: skip
 TASK = Spec(Delay, length=12, delay=1, vocab_size=4)
 GATED = {"name": "GatedDeltaNet", "allow_neg_eigval": True, "conv_size": 2}
 
@@ -126,6 +128,44 @@ def test_the_table_has_mean_and_deviation(tmp_path):
         "| B | 12,345 | 25.0 | 50.0 |",
         "| majority | | 30.0 | 40.0 |",
     ]
+
+
+def test_floors_are_fitted_once_and_stand_below(tmp_path, monkeypatch):
+    found = tiny(tmp_path, ["LSTM"], seeds=1, floor_rows=64)
+    assert [line.split("|")[1].strip() for line in found.table().splitlines()[2:]] == [
+        "LSTM",
+        "majority",
+        "bag of tokens",
+        "logistic",
+        "MLP",
+    ]
+    monkeypatch.setattr(module, "floors", None)
+    assert tiny(tmp_path, ["LSTM"], seeds=1, floor_rows=64) == found
+    assert json.loads((tmp_path / "table.json").read_text())["floors"] == found.floors
+
+
+def test_a_training_set_is_gone_through_in_epochs():
+    source = module.Source(Delay(12, 1, 4), 10)
+    seen = torch.cat([source.batch(5, 3, step).ids for step in range(2)])
+    everything = source.all(3).ids
+    assert sorted(seen.tolist()) == sorted(everything.tolist())
+    assert not torch.equal(seen, torch.cat([source.batch(5, 3, step).ids for step in (2, 3)]))
+    assert not torch.equal(source.all(4).ids, everything)
+
+
+def test_pretraining_stands_beside_training_from_scratch(tmp_path):
+    task = Spec(ListOps, min_length=4, max_length=9)
+    options = {**TINY, "seeds": 1, "pretrain_steps": 2, "train_rows": 12}
+    mixers = [{"name": "TwoSided", "mixer": {"name": "S4D", "d_state": 4}}, "LSTM"]
+    found = compare(task, mixers, str(tmp_path), **options)
+    name = "TwoSided(mixer=S4D(d_state=4))"
+    assert [score.label for score in found.scores] == [name, f"{name}, pretrained", "LSTM", "LSTM, pretrained"]
+    compare(task, mixers, str(tmp_path), **{**options, "pretrain_steps": 3})
+    assert len(list((tmp_path / "scores").iterdir())) == 6  # those from scratch were there
+    with pytest.raises(ValueError, match="a task with one class a row"):
+        tiny(tmp_path, ["Mamba"], pretrain_steps=2, train_rows=8)
+    with pytest.raises(ValueError, match="at least batch_size"):
+        tiny(tmp_path, ["Mamba"], train_rows=2)
 
 
 # -- going on -----------------------------------------------------------------------------------------------------------------

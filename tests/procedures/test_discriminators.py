@@ -1,4 +1,4 @@
-"""The small comparisons of docs/tasks_lti.md: who solves a task, and who does not."""
+"""The small comparisons of docs/tasks.md and docs/tasks_lti.md: who solves a task, and who does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from statescan.data.tasks import Autoregression, RepeatFirst
+from statescan.data.tasks import Autoregression, InductionHeads, RepeatFirst
 from statescan.procedures.compare import Comparison, compare
 from statescan.spec import Spec
 
@@ -34,3 +34,12 @@ def test_episodes_need_resets(tmp_path: Path) -> None:
         for resets in (True, False)
     )
     assert told.scores[0].accuracy["length 64"] > untold.scores[0].accuracy["length 64"] + 0.2
+
+
+def test_induction_needs_products(tmp_path: Path) -> None:
+    mixers = [{"name": "H3", "num_heads": 8, "d_state": 16, "d_shift": 4}, {"name": "S4D", "d_state": 16}]
+    options = {"d_model": 32, "layers": 2, "parameters": 20_000, "batch_size": 128, "steps": 300, "lr": 1e-2, "test_rows": 256}
+    found = run(Spec(InductionHeads, length=30, vocab_size=10, test_lengths=()), mixers, tmp_path, **options)
+    h3, s4d = (score.accuracy["length 30"] for score in found.scores)
+    assert h3 > 0.9
+    assert s4d < 0.7

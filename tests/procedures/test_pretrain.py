@@ -101,6 +101,14 @@ def test_a_transfer_cuts_the_mask_column_and_names_what_it_leaves() -> None:
         transfer(source, SequenceClassifier(num_classes=4, **(MODEL | {"d_input": 5})))
 
 
+def test_a_transfer_cuts_the_mask_id() -> None:
+    torch.manual_seed(0)
+    model = SequenceClassifier(num_classes=3, **(MODEL | {"d_input": 5}), encoder="embedding")
+    source = Denoiser(**(MODEL | {"d_input": 6}), levels=5, ids=True)
+    assert transfer(source, model).cut == ("encoder.weight",)
+    assert torch.equal(model.encoder.weight, source.encoder.weight[:5])
+
+
 def test_pretraining_learns_and_keeps_the_best() -> None:
     """A sine of random phase: its hidden values follow from the others."""
     torch.manual_seed(0)

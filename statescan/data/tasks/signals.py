@@ -144,14 +144,15 @@ class FourierNoise(SignalTask):
     """A delay of a smooth signal; tested as it is, and with oscillations in the input that no training row had (Yu et al. 2023,
     https://arxiv.org/abs/2310.01698).
 
-    The frequencies, in radians a position, lie where S4D's systems of 64 states ring that start from LegS with a step of 0.02: near the
-    imaginary parts of its eigenvalues, times the step.
+    The frequencies, in radians a position, are the largest imaginary parts of the eigenvalues of S4D's systems of 64 states that start from
+    LegS, times a step of 0.002: there its transfer function leaves that of LegS most. With longer steps they lie beyond the Nyquist
+    frequency, and nothing is seen.
     """
 
     length: int = 256
     delay: int = 16
     cutoff: float = 0.05
-    frequencies: tuple[float, ...] = (0.629, 0.804, 1.036, 1.364, 1.873)
+    frequencies: tuple[float, ...] = (0.2804, 0.3652, 0.5163, 0.8661, 2.6065)
     size: float = 0.3
     noise: bool = False
 
