@@ -17,6 +17,7 @@ from statescan import dynamics as dyn
 from statescan.mixers.lti import Activation, FinalAct, Mode, placed
 from statescan.mixers.s4d import ModalMixer
 from statescan.ops.dplr_kernel import dplr_kernel
+from statescan.ops.dplr_kernel.portable import interleave, transition
 from statescan.ops.fft_conv import fft_conv
 from statescan.ops.linear_system import linear_system
 from statescan.registry import register
@@ -146,7 +147,7 @@ class S4(ModalMixer):
             C = _truncate(C, self._discrete(Lambda, P, B, delta), self.l_max, undo=True)
         discrete = self._discrete(Lambda, P, B, delta if interval is None else delta * interval)
         if isinstance(discrete, DenseSystem):
-            return discrete._replace(C=_interleave(2 * C.conj()))
+            return discrete._replace(C=interleave(2 * C.conj()))
         return discrete._replace(c=2 * C)
 
     def _discrete(self, Lambda: Tensor, P: Tensor, B: Tensor, delta: Tensor) -> LowRankSystem | DenseSystem:
@@ -225,25 +226,16 @@ def _initial(init: S4Init, n: int, copies: int, rank: int | None) -> tuple[Tenso
     return Lambda.repeat_interleave(each, 0), P.repeat_interleave(each, 1), B.repeat_interleave(each, 0)
 
 
-def _interleave(z: Tensor) -> Tensor:
-    """Real and imaginary parts in turn: (..., M) -> (..., 2 M)."""
-    return torch.view_as_real(z.resolve_conj()).flatten(-2)
-
-
 def _dense(system: LowRankSystem) -> DenseSystem:
-    """On real and imaginary parts: multiplication by d is a rotation, Re(q . x) a product with conj(q)."""
-    d = system.d
-    n = 2 * d.shape[1]
-    turn = torch.stack([torch.stack([d.real, -d.imag], -1), torch.stack([d.imag, d.real], -1)], -2)  # (D, M, 2, 2)
-    A = torch.diag_embed(turn.movedim(1, -1)).movedim(-2, 1).movedim(-1, 3).reshape(-1, n, n)
-    A = A - _interleave(system.p).mT @ _interleave(system.q.conj())
-    return DenseSystem(A, _interleave(system.b), _interleave(system.c.conj()))
+    """On real and imaginary parts in turn: Re(q . x) is a product with conj(q)."""
+    A = transition(system.d, system.p, system.q)
+    return DenseSystem(A, interleave(system.b), interleave(system.c.conj()))
 
 
 def _truncate(C: Tensor, system: LowRankSystem | DenseSystem, length: int, *, undo: bool = False) -> Tensor:
     """C (1 - Abar^length), or what it was made from: complex (D, N/2), by dense powers in real arithmetic."""
     A = (_dense(system) if isinstance(system, LowRankSystem) else system).A
     rest = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - torch.linalg.matrix_power(A, length)
-    row = _interleave(C.conj()).unsqueeze(1)
+    row = interleave(C.conj()).unsqueeze(1)
     row = torch.linalg.solve(rest, row, left=False) if undo else row @ rest
     return torch.view_as_complex(row.squeeze(1).unflatten(-1, (-1, 2)).contiguous()).conj().resolve_conj()

@@ -11,9 +11,7 @@ from torch import Tensor
 Tensors = tuple[Tensor, ...]
 
 
-def opaque(
-    name: str, function: Callable[..., Tensors], arguments: str, like: Callable[..., Tensors], results: int
-) -> Callable[..., Tensors]:
+def opaque(name: str, function: Callable[..., Tensors], arguments: str, like: Callable[..., Tensors], results: int) -> Callable[..., Any]:
     """``function``, registered as ``statescan::name``; the backward pass runs it again.
 
     Args:
@@ -21,7 +19,7 @@ def opaque(
         function: takes tensors, tensors or None, and numbers; gives floating-point tensors, and torch can differentiate it.
         arguments: its arguments as a schema: ``"Tensor q, Tensor? reset, int iterations"``.
         like: from the same arguments, tensors of the shapes and dtypes of the results.
-        results: how many tensors it gives; more than one.
+        results: how many tensors it gives. The operator gives a single one bare.
     """
     places = [i for i, part in enumerate(arguments.split(",")) if part.split()[0].startswith("Tensor")]
 
@@ -29,8 +27,11 @@ def opaque(
         """Arguments that have a derivative."""
         return [i for i in places if given[i] is not None and given[i].is_floating_point()]
 
-    def forward(*given: Any) -> Tensors:
-        return tuple(_own(result) for result in function(*given))
+    def bare(found: Tensors) -> Any:
+        return found if results > 1 else found[0]
+
+    def forward(*given: Any) -> Any:
+        return bare(tuple(_own(result) for result in function(*given)))
 
     def backward(*both: Any) -> Tensors:
         cotangents, given = both[:results], both[results:]
@@ -49,18 +50,17 @@ def opaque(
         present = moving(given)
         return tuple(_fresh(given[i]) if i in present else both[0].new_empty(0) for i in places)
 
-    operator = torch.library.custom_op(
-        f"statescan::{name}", forward, mutates_args=(), schema=f"({arguments}) -> ({', '.join(['Tensor'] * results)})"
-    )
+    returned = f"({', '.join(['Tensor'] * results)})" if results > 1 else "Tensor"
+    operator = torch.library.custom_op(f"statescan::{name}", forward, mutates_args=(), schema=f"({arguments}) -> {returned}")
     cotangents = ", ".join(f"Tensor cotangent_{i}" for i in range(results))
     derivative = torch.library.custom_op(
         f"statescan::{name}_backward", backward, mutates_args=(),
         schema=f"({cotangents}, {arguments}) -> ({', '.join(['Tensor'] * len(places))})",
     )  # fmt: skip
-    operator.register_fake(lambda *given: tuple(_fresh(tensor) for tensor in like(*given)))
+    operator.register_fake(lambda *given: bare(tuple(_fresh(tensor) for tensor in like(*given))))
     derivative.register_fake(backward_like)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.numbers = {i: value for i, value in enumerate(inputs) if i not in places}
         ctx.save_for_backward(*(inputs[i] for i in places))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from statescan.dynamics import discretize_dense, discretize_dplr
 from statescan.ops.case import Case
@@ -17,6 +18,7 @@ from statescan.ops.dplr_kernel import op as dplr_op
 from statescan.ops.linear_system import cases as system_cases
 from statescan.ops.linear_system import linear_system
 from statescan.ops.linear_system import op as system_op
+from statescan.ops.vandermonde import vandermonde
 from statescan.testing.laws import poisoned_memory
 
 KERNELS = [name for name in ("portable", "native") if name in dplr_op.implementations]
@@ -41,6 +43,62 @@ def test_dplr_kernel(name: str, run: str) -> None:
             results.append([kernel, *torch.autograd.grad(kernel, leaves, weights, materialize_grads=True)])
     for field, expected, got in zip("Kcdpqb", *results, strict=True):
         close(field, got, expected, 1e-11 if length < 2000 else dplr_op.tolerance[torch.float64])
+
+
+def test_dplr_portable_compiles_once_for_every_length_and_has_every_derivative() -> None:
+    torch._dynamo.reset()
+    *tensors, _ = dplr_cases.make("rank two")
+    compiled = torch.compile(dplr_kernel, backend="aot_eager", fullgraph=True, dynamic=True)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    with implementation("portable"):
+        for length in (131, 70, 37):
+            with torch._dynamo.config.patch(error_on_recompile=length != 131):
+                results = [
+                    [k, *torch.autograd.grad(k.sin().sum(), leaves)] for k in (run(*leaves, length) for run in (compiled, dplr_kernel))
+                ]
+            for field, got, expected in zip("Kcdpqb", *results, strict=True):
+                close(field, got, expected, 1e-12)
+
+        def of(scale: Tensor) -> Tensor:
+            return dplr_kernel(tensors[0], tensors[1] * scale, *tensors[2:], 9).sin().sum()
+
+        scale = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(of(scale), scale, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, scale)
+        functional = torch.func.grad(of)(scale.detach()), torch.func.hessian(of)(scale.detach())
+    with implementation("reference"):
+        (expected,) = torch.autograd.grad(of(scale), scale, create_graph=True)
+        (second,) = torch.autograd.grad(expected, scale)
+    for field, got, right in zip("12fh", (slope, bend, *functional), (expected, second, expected, second), strict=True):
+        close(field, got, right, 1e-11)
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation gives."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        parts = [part for part in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(part, Tensor)]
+        self.size = max(self.size, *(part.numel() * (2 if part.is_complex() else 1) for part in parts), 0)
+        return out
+
+
+def test_portable_kernels_hold_no_tensor_of_width_modes_and_length() -> None:
+    """Forward and backward at 64 channels, 32 modes and 1024 positions: nothing is larger than the kernel or a block."""
+    width, modes, length = 64, 32, 1024
+    g = torch.Generator().manual_seed(0)
+    c, b = (torch.complex(*torch.randn(2, width, modes, dtype=torch.float64, generator=g)) for _ in range(2))
+    z = torch.complex(
+        -torch.rand(width, modes, dtype=torch.float64, generator=g), torch.rand(width, modes, dtype=torch.float64, generator=g)
+    )
+    p = b.unsqueeze(1) / 100
+    for run in (lambda c, z: vandermonde(c, z, length), lambda c, z: dplr_kernel(c, z.exp(), p, p.conj(), b, length)):
+        leaves = [t.clone().requires_grad_() for t in (c, z)]
+        with implementation("portable"), Largest() as largest:
+            torch.autograd.grad(run(*leaves).sum(), leaves)
+        assert width * length <= largest.size <= width * modes * length / 8
 
 
 def test_dplr_reference_is_powers_of_the_dense_bilinear_matrix() -> None:
