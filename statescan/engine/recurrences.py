@@ -325,15 +325,14 @@ def mamba3(b: Builder, m: Mamba3, source: int, stream: int) -> None:
     y = b.matrix_step(
         queries, keys, values, (heads, p, n), decay=decay, writes=2 * rank, queries=rank, scale=1.0, transposed=True, number=number
     )
-    D, total = b.fixed(b.given(m, "D")), None
-    for r, part in enumerate(y.split(*[heads * p] * rank)):
-        part = part + inputs[r] * D.spread(p)
+    D, outputs = b.fixed(b.given(m, "D")), []
+    for r, seen in enumerate(y.split(*[heads * p] * rank)):
         gate = z if m.mimo_z is None else z * b.fixed(b.given(m, "mimo_z").view(heads, rank, p)[:, r])
-        part = _gated(b, m.norm, part, gate)
-        if m.mimo_o is not None:
-            part = part * b.fixed(b.given(m, "mimo_o").view(heads, rank, p)[:, r])
-        total = part if total is None else total + part
-    assert total is not None
+        output = _gated(b, m.norm, seen + inputs[r] * D.spread(p), gate)
+        outputs.append(output if m.mimo_o is None else output * b.fixed(b.given(m, "mimo_o").view(heads, rank, p)[:, r]))
+    total = outputs[0]
+    for output in outputs[1:]:
+        total = total + output
     b.linear(m.out_proj, total.at, stream, add=True)
 
 

@@ -44,8 +44,9 @@ class Row:
 
     def __getitem__(self, part: slice) -> Row:
         start, stop, _ = part.indices(self.width)
-        where = {"at": self.at + start} if self.space == _PLACE else {"offset": self.offset + start}
-        return replace(self, width=stop - start, **where)
+        if self.space == _PLACE:
+            return replace(self, width=stop - start, at=self.at + start)
+        return replace(self, width=stop - start, offset=self.offset + start)
 
     def split(self, *sizes: int) -> list[Row]:
         """Parts side by side."""
