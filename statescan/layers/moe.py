@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers.mlp import Activation, activate
-from statescan.ops.checks import check_positive, state_dtype
+from statescan.ops.checks import check_positive, exactly, state_dtype
 
 ROUTER = "router"
 """Key of the bus: a list to which every router of a call appends its :class:`RouterStatistics`."""
@@ -25,9 +24,8 @@ class Router(nn.Linear):
         super().__init__(d_model, num_experts, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype, device = state_dtype(input), input.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        dtype = state_dtype(input)
+        with exactly(input):
             return F.linear(input.to(dtype), self.weight.to(dtype))
 
 
@@ -65,7 +63,8 @@ class Experts(nn.Module):
                 y = y + weights[:, e : e + 1] * self._apply_one(x, up, down)
             return y.to(x.dtype)
         order = index.flatten().argsort(stable=True)
-        counts = index.flatten().bincount(minlength=len(experts)).tolist()
+        # without values nobody knows who chose whom; the shapes and the work are the same if all chose one
+        counts = [index.numel(), *[0] * (len(experts) - 1)] if index.is_meta else index.flatten().bincount(minlength=len(experts)).tolist()
         rows = x[order // index.shape[1]].split(counts)
         out = torch.cat([self._apply_one(part, *expert) for part, expert in zip(rows, experts, strict=True) if len(part)])
         return (out[order.argsort()].view(*index.shape, -1) * weight.unsqueeze(-1)).sum(1).to(x.dtype)

@@ -119,8 +119,9 @@ class Caching(CausalMixer):
             capacity = self.capacity
         else:
             return growing(*(remember(entry, length, sight, entry.shape[1]) for entry in slots), sight.last)
-        # A traced graph cannot look at values: there the caller counts.
-        if self.window is None and not torch.compiler.is_compiling() and bool((sight.last > capacity).any()):
+        # A traced graph cannot look at values (the meta device has none): there the caller counts.
+        blind = torch.compiler.is_compiling() or sight.last.is_meta
+        if self.window is None and not blind and bool((sight.last > capacity).any()):
             raise ValueError(
                 f"the cache holds {capacity} positions and a row has {int(sight.last.max())}: give init_state a larger capacity"
             )

@@ -125,10 +125,11 @@ class SparseUnit(Mixer):
         return h_x, probs[..., 1:].to(h_x.dtype), probs[..., 1] > probs[..., 0]
 
     def pick(self, m: Tensor, line: Timeline, active: Tensor, position: Tensor, before: Tensor | None) -> Picked:
-        """Compress: active tokens in front, as many slots as the fullest row needs; a traced graph has one a position."""
+        """Compress: active tokens in front, as many slots as the fullest row needs; where nobody sees values, one a position."""
         exists = active if line.mask is None else active & line.mask
         sight = Sight.of(line._replace(mask=exists), before, m.shape[0], m.shape[1], m.device)
-        slots = m.shape[1] if torch.compiler.is_compiling() else max(1, int(exists.sum(1).amax()))
+        blind = torch.compiler.is_compiling() or exists.is_meta
+        slots = m.shape[1] if blind else max(1, int(exists.sum(1).amax()))
         assert sight.order is not None
         order = sight.order[:, :slots]
         return Picked(take(m.unsqueeze(2), order).squeeze(2), position.gather(1, order), sight)

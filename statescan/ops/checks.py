@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -28,6 +29,12 @@ def state_dtype(x: Tensor) -> torch.dtype:
     if x.is_complex():
         return x.dtype
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def exactly(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, products keep the dtypes they are given, whatever autocast says. (The meta device knows no autocast.)"""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def broadcast_state(name: str, state: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -44,6 +44,26 @@ def test_the_model_is_left_alone() -> None:
     assert model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["mesanet-tiny", "seqboat-tiny", "granite-4-h-test", "kimi-linear-tiny", "gla-tiny", "xlstm-tiny"])
+def test_no_layer_looks_at_values(name: str) -> None:
+    """On the meta device there are none: not to choose an expert, to stop an iteration or to count what is active."""
+    assert cost(ss.create_model(name), length=8).flops > 1000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in ss.list_models(tiny=True) if name not in ss.list_models()])
+def test_every_model_of_tokens_or_images_has_a_cost(name: str) -> None:
+    model = ss.create_model(name)
+    if isinstance(getattr(model, "vocab_size", None), int) or hasattr(model, "num_classes"):
+        assert cost(model, length=8).flops > 0
+
+
+def test_experts_cost_what_a_token_chooses() -> None:
+    """Two of six experts, and the router."""
+    layer = ss.MoE(16, num_experts=6, top_k=2, d_ff=8)
+    assert cost(layer, width=16).flops == 2 * 16 * 6 + 2 * (2 * 16 * 16 + 2 * 8 * 16)
+
+
 def test_unknown_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="give the width"):
         cost(torch.nn.Linear(2, 2))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.delta_rule import op
 from statescan.ops.matrix_state import scan
 from statescan.ops.positions import existing
@@ -26,7 +27,7 @@ def portable(
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, H, V) and the last state (B, H, K, V)."""
     dtype, writes, members = state.dtype, v.shape[2], v.shape[3] // q.shape[2]
-    with torch.autocast(v.device.type, enabled=False):
+    with exactly(v):
         q, k = (existing(tensor, mask).to(dtype).repeat_interleave(members, dim=-2) for tensor in (q, k))
         values = existing(v, mask).to(dtype)
         g = None if log_decay is None else existing(log_decay, mask).to(dtype)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.head_decays import CHUNK, chunks, head_decays
 from statescan.ops.log_linear import bit_length, op
 from statescan.ops.opaque import opaque
@@ -38,7 +39,7 @@ def portable(
 ) -> tuple[Tensor, Tensor]:
     """y (B, L, H, V) and the last state (B, H, levels, K, V)."""
     dtype, members = state.dtype, v.shape[2] // q.shape[2]
-    with torch.autocast(v.device.type, enabled=False):
+    with exactly(v):
         queries, keys = (existing(tensor, mask).to(dtype).repeat_interleave(members, dim=2) for tensor in (q, k))
         values, weights, g = (existing(tensor, mask).to(dtype) for tensor in (v, level_scale, log_decay))
         strength = None if beta is None else existing(beta, mask).to(dtype)

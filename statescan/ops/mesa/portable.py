@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from statescan.ops.checks import exactly
 from statescan.ops.diagonal_scan.portable import linear_scan
 from statescan.ops.head_decays import CHUNK, HeadDecays, chunks, head_decays
 from statescan.ops.mesa import op
@@ -34,7 +35,7 @@ def portable(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, L, H, V) and the last G and S."""
     dtype = S.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with exactly(v):
         q, k, values, beta, g = (existing(tensor, mask).to(dtype) for tensor in (q, k, v, beta, log_decay))
         run = _opaque if torch.compiler.is_compiling() else chunked
         y, G, S = run(q, k, values, beta, g, ridge.to(dtype), G, S, reset, iterations)
@@ -102,7 +103,7 @@ def _conjugate_gradients(b: Tensor, operands: list[Tensor], steps: int) -> Tenso
     small = torch.finfo(b.dtype).eps ** 2 * rr
     for _ in range(steps):
         going = rr > small
-        if not bool(going.any()):
+        if not going.is_meta and not bool(going.any()):
             break
         Ap = _times(p, *operands)
         alpha = torch.where(going, rr / torch.where(going, (p * Ap).sum(-1, keepdim=True), 1.0), 0.0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.diagonal_scan.portable import linear_scan
 from statescan.ops.matrix_state import scan
 from statescan.ops.mlstm import op
@@ -36,7 +37,7 @@ def portable(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (B, L, H, V) and the last C (B, H, K, V), n (B, H, K) and m (B, H)."""
     if v.shape[1] == 1 and not torch.compiler.is_compiling():  # decoding: nothing to do in parallel
-        with torch.autocast(v.device.type, enabled=False):
+        with exactly(v):
             return reference(q, k, v, i_raw, f_raw, scale, eps, C, n, m, reset, mask)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def by_attention(
     the derivatives by m would cancel only up to rounding, and add up along the sequence.
     """
     dtype = C.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with exactly(v):
         queries, keys, values = (existing(tensor, mask).to(dtype) for tensor in (q, k, v))
         i = existing(i_raw.to(dtype), mask, float("-inf"))
         lf = existing(F.logsigmoid(existing(f_raw, mask).to(dtype)), mask)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.diagonal_scan.portable import linear_scan, scan_, scan_back_
 from statescan.ops.positions import elapsed, existing
 from statescan.ops.selective_scan import op
@@ -127,7 +128,7 @@ def _scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, reset_to: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (B, L, E), the last state, and the states before positions 0, CHUNK, 2 CHUNK ... (n, B, G, N, F)."""
-    with torch.autocast(u.device.type, enabled=False):
+    with exactly(u):
         blocks = _Blocks(u, delta, A, B, C, state, reset, reset_to)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         rows = y.view_as(blocks.u)
@@ -174,7 +175,7 @@ def _scan_backward(
     With g_t the gradient of all that follows with respect to h_t: g_t = C_t grad_y_t + exp(delta_{t+1} A) g_{t+1}, and what
     exp(delta_t A) receives is g_t h_{t-1}.
     """
-    with torch.autocast(u.device.type, enabled=False):
+    with exactly(u):
         blocks = _Blocks(u, delta, A, B, C, state, reset, reset_to)
         grad_y = grad_y.reshape(blocks.u.shape)
         grad_u, grad_delta = torch.empty_like(grad_y), torch.empty_like(grad_y)

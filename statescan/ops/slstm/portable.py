@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.positions import existing
 from statescan.ops.slstm import op
 
@@ -28,7 +29,7 @@ def portable(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y (B, L, H, P) and the last h, c, n and m, each (B, H, P)."""
     dtype = h.dtype
-    with torch.autocast(gates.device.type, enabled=False):
+    with exactly(gates):
         given = existing(gates, mask).to(dtype).permute(1, 3, 0, 2, 4)  # (L, H, B, 4, P)
         start = torch.stack([h, c, n, torch.where(n == 0, float("-inf"), m)]).transpose(1, 2)
         arguments = (given, R.to(dtype).transpose(0, 1), start, _flags(reset), _flags(mask))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.diagonal_scan.portable import linear_scan
 from statescan.ops.positions import elapsed, existing
 from statescan.ops.ssd import op
@@ -39,7 +40,7 @@ def portable(
     """y (B, L, H, P) and the last state (B, H, P, N)."""
     dtype = state.dtype
     scan = _opaque if torch.compiler.is_compiling() else chunked
-    with torch.autocast(x.device.type, enabled=False):
+    with exactly(x):
         inputs, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, B, C))
         delta = elapsed(delta, delta_bias, delta_softplus, delta_limit, interval, mask, dtype)
         y, last = scan(inputs * delta.unsqueeze(-1), delta * A.to(dtype), B, C, state, reset, reset_to, chunk_size or CHUNK)
