@@ -9,9 +9,9 @@ from statescan.estimators.control import Controlled, control
 from statescan.spec import Spec
 
 
-def s5(run: str = "runs/repeat-previous", steps: int = 250_000, seeds: int = 3, seed: int = 0) -> Controlled:
+def s5(run: str = "runs/repeat-previous", steps: int = 500_000, seeds: int = 3, seed: int = 0) -> Controlled:
     """Resettable S5, beside the same network without memory, three seeds each."""
     return control(
-        "statescan/RepeatPrevious-v0", run, mixer=Spec("S5", d_state=32), d_model=32, d_ff=64, d_hidden=32, envs=256, rollout=32,
+        "statescan/RepeatPrevious-v0", run, mixer=Spec("S5", d_state=64), d_model=32, d_ff=64, d_hidden=32, envs=256, rollout=32,
         steps=steps, lr=4e-3, gamma=0.0, seeds=seeds, seed=seed,
     )  # fmt: skip
