@@ -8,7 +8,15 @@
 from statescan import models, ops, state
 from statescan.backbones import FlatBackbone, Pyramid
 from statescan.engine import Engine
-from statescan.heads import Classifier, ImageClassifier, LanguageModel, MaskedLanguageModel, ReverseComplement, SequenceClassifier
+from statescan.heads import (
+    Classifier,
+    ImageClassifier,
+    LanguageModel,
+    MaskedLanguageModel,
+    ReverseComplement,
+    SequenceClassifier,
+    SequenceRegressor,
+)
 from statescan.interop import export_pretrained, from_pretrained, save_pretrained
 from statescan.layers import MLP, GatedMLP
 from statescan.mixers import (
@@ -149,6 +157,7 @@ __all__ = [
     "ReverseComplement",
     "SGConv",
     "SequenceClassifier",
+    "SequenceRegressor",
     "Shift",
     "Spec",
     "Timeline",

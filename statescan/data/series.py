@@ -59,7 +59,9 @@ class Panel(NamedTuple):
             if not len(seen):
                 raise ValueError(f"{name} has no value in any row; leave it out, by naming the others as targets")
             if seen.min() == seen.max():
-                raise ValueError(f"{name} is {seen[0]:g} in every row: there is nothing to forecast; leave it out, by naming the others as targets")
+                raise ValueError(
+                    f"{name} is {seen[0]:g} in every row: there is nothing to forecast; leave it out, by naming the others as targets"
+                )
 
     def filled(self) -> Panel:
         """With a row of missing values at every step that has no row, where all spacings are whole steps and few of them are long."""

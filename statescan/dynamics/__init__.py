@@ -9,7 +9,7 @@ from statescan.dynamics.discretize import discretize_dense, discretize_diagonal,
 from statescan.dynamics.hippo import NPLR, Measure, hippo, low_rank, nplr
 from statescan.dynamics.ptd import Diagonalised, ptd
 from statescan.dynamics.scaled import legs_reconstruct, scaled_legs
-from statescan.dynamics.transfer import dense_transfer, kernel_transfer, modal_transfer
+from statescan.dynamics.transfer import dense_transfer, generating_function, kernel_transfer, modal_transfer
 from statescan.dynamics.transforms import Transform, apply_transform, invert_transform, log_uniform
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "discretize_dense",
     "discretize_diagonal",
     "discretize_dplr",
+    "generating_function",
     "hippo",
     "input_init",
     "invert_transform",

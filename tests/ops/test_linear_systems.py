@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from statescan.dynamics import discretize_dense, discretize_dplr
+from statescan.dynamics import discretize_dense, discretize_dplr, generating_function
 from statescan.ops.case import Case
 from statescan.ops.dispatch import implementation
 from statescan.ops.dplr_kernel import cases as dplr_cases
@@ -118,8 +118,13 @@ def test_dplr_reference_is_powers_of_the_dense_bilinear_matrix() -> None:
             kernel = dplr_kernel(2 * C[None], *step, 8)[0]
         assert (kernel - expected).abs().max() < 2e-13 * expected.abs().max()
     # the removable singularity of the continuous form: sum_l K_l (-1)^l = delta sum B C / 2, conjugates included
-    alternating = (dplr_kernel(2 * C[None], *step, 400)[0] * torch.tensor([1.0, -1.0]).repeat(200)).sum()
+    kernel = dplr_kernel(2 * C[None], *step, 400)[0]
+    alternating = (kernel * torch.tensor([1.0, -1.0]).repeat(200)).sum()
     assert alternating == pytest.approx(0.3 * float((B * C).sum().real), rel=1e-9)
+    # Cauchy sums and Woodbury's identity, at roots of unity: -1 is the first here
+    w = -torch.polar(torch.ones(7, dtype=torch.float64), torch.arange(7, dtype=torch.float64))
+    powers = w.unsqueeze(-1) ** torch.arange(400)
+    close("generating function", generating_function(2 * C[None], *step, w)[0], powers @ kernel.to(w.dtype), 1e-9)
 
 
 def outputs_and_gradients(arguments: dict[str, Any], run: str) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class ListOps(ClassTask):
             self.max_args >= 2 and self.max_depth >= 2, f"max_args and max_depth must be at least 2; got {self.max_args}, {self.max_depth}"
         )
 
-    def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:
+    def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:  # type: ignore[override]
         ids = np.full((rows, self.max_length), _PAD)
         labels = np.empty(rows)
         chance = uniform(rng)
@@ -115,7 +115,7 @@ class Pathfinder(ClassTask):
         require(self.gap_every >= 3 and self.margin >= 2, f"gap_every must be at least 3, margin 2; got {self.gap_every}, {self.margin}")
         require(self.distractors >= 0, f"distractors must be 0 or more; got {self.distractors}")
 
-    def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:
+    def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:  # type: ignore[override]
         chance = uniform(rng)
         pictures, same = zip(*(self.picture(chance) for _ in range(rows)), strict=True)
         return class_rows(np.stack(pictures).reshape(rows, -1), np.array(same))
