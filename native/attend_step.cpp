@@ -12,15 +12,6 @@ int64_t filled(const ProgramRun& run, const Attend& a, int64_t b) {
     return least(count, run.entries_before[a.keys]);
 }
 
-float dot(const float* a, const float* b, int64_t width) {
-    vf total = splat(0);
-    float rest = 0;
-    int64_t k = 0;
-    for (; k + W <= width; k += W) total += load(a + k) * load(b + k);
-    for (; k < width; ++k) rest += a[k] * b[k];
-    return sum(total) + rest;
-}
-
 void add_scaled(float* y, const float* x, float by, int64_t width) {
     int64_t k = 0;
     for (; k + W <= width; k += W) store(y + k, load(y + k) + by * load(x + k));

@@ -58,15 +58,6 @@ void write_state(int64_t keys, int64_t width, const float* s, float* to, const f
     for (; c < keys; ++c) write_rows<1, kQuery>(width, s + c * width, to + c * width, d + c, k + c, q + c, u, y);
 }
 
-float dot(const float* a, const float* b, int64_t width) {
-    vf total = splat(0);
-    float rest = 0;
-    int64_t k = 0;
-    for (; k + W <= width; k += W) total += load(a + k) * load(b + k);
-    for (; k < width; ++k) rest += a[k] * b[k];
-    return sum(total) + rest;
-}
-
 void by_keys(const MatrixStep& a, float* row, int64_t head, const float* before, float* after, Arena& arena) {
     const int64_t K = a.keys, V = a.width, group = head / (a.heads / a.groups), padded = ceil_to(K, W);
     float *d = arena.floats(padded), *w = arena.floats(padded), *t = arena.floats(ceil_to(V, W));

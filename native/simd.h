@@ -203,6 +203,15 @@ static inline float sum(vf v) {  // upper half of the lanes onto the lower, unti
 #endif
 }
 
+static inline float dot(const float* a, const float* b, int64_t width) {
+    vf total = splat(0);
+    float rest = 0;
+    int64_t k = 0;
+    for (; k + W <= width; k += W) total += load(a + k) * load(b + k);
+    for (; k < width; ++k) rest += a[k] * b[k];
+    return sum(total) + rest;
+}
+
 // Hands out pieces of a thread's scratch.
 struct Arena {
     char* next;

@@ -38,12 +38,6 @@ struct GradChunk {
     }
 };
 
-float dot(const float* a, const float* b, int64_t width) {
-    vf total = splat(0);
-    for (int64_t i = 0; i < width; i += W) total += load(a + i) * load(b + i);
-    return sum(total);
-}
-
 void add_rows(const float* in, const float* by, int64_t count, int64_t width, float* out) {
     for (int64_t t = 0; t < count; ++t)
         for (int64_t i = 0; i < width; i += W) store(out + t * width + i, load(out + t * width + i) + load(in + t * width + i) * by[t]);

@@ -200,10 +200,14 @@ class Builder:
         self._keep(weight)
         self.program.norm(source, target, weight.numel(), view(weight), module.eps)
 
-    def linear(self, module: nn.Module, source: int, target: int, *, add: bool = False) -> None:
-        """target = W source + bias, or added to what is there. The weight is read where it lies, quantised or not."""
+    def _linear(self, module: nn.Module) -> nn.Linear:
         self.read(module, nn.Linear, DeltaProjection, QuantLinear)
         assert isinstance(module, nn.Linear)
+        return module
+
+    def linear(self, module: nn.Module, source: int, target: int, *, add: bool = False) -> None:
+        """target = W source + bias, or added to what is there. The weight is read where it lies, quantised or not."""
+        module = self._linear(module)
         group, scale = 0, None
         if isinstance(module, QuantLinear):
             group, scale, weight = module.group_size, self.parameter(module, "scale"), self.parameter(module, "weight")
@@ -222,8 +226,7 @@ class Builder:
         if isinstance(module, BlockLinear):
             self.read(module, BlockLinear)
             return self.blocks(self.weight(module), at)
-        assert isinstance(module, nn.Linear)
-        target = self.row(module.out_features)
+        target = self.row(self._linear(module).out_features)
         self.linear(module, at, target.at)
         return target
 

@@ -25,6 +25,7 @@ from statescan.data.tasks import (
     SelectiveCopying,
     random_automaton,
 )
+from statescan.data.tasks.base import ClassTask
 from statescan.spec import Spec
 
 
@@ -38,17 +39,20 @@ def test_rows_repeat_by_seed_and_keep_to_the_vocabulary(cls):
     task = cls()
     assert Spec.from_dict(Spec(cls).to_dict())() == task
     one, again, other, longer = task.sample(8, 1, 2), task.sample(8, 1, 2), task.sample(8, 1, 3), task.sample(3, 2)
+    a_class = isinstance(task, ClassTask)
     assert torch.equal(one.ids, again.ids)
-    assert torch.equal(one.targets, again.targets)
+    right, repeated = (found.labels if a_class else found.targets for found in (one, again))
+    assert torch.equal(right, repeated)
     assert not torch.equal(one.ids, other.ids)
     for found in (one, longer):
-        assert found.ids.dtype == found.targets.dtype == torch.int64
-        assert found.ids.shape == found.targets.shape
-        asked = found.targets[found.targets != UNASKED]
+        right = found.labels if a_class else found.targets
+        assert found.ids.dtype == right.dtype == torch.int64
+        assert right.shape == (found.ids.shape[:1] if a_class else found.ids.shape)
+        asked = right[right != UNASKED]
         assert len(asked) > 0
-        for values in (found.ids, asked):
+        for values, choices in ((found.ids, task.vocab_size), (asked, task.num_classes if a_class else task.vocab_size)):
             assert int(values.min()) >= 0
-            assert int(values.max()) < task.vocab_size
+            assert int(values.max()) < choices
     assert 0 < task.chance <= 0.5
     for test in task.tests().values():
         assert test.vocab_size == task.vocab_size

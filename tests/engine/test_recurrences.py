@@ -160,3 +160,19 @@ def test_a_full_cache_is_an_error() -> None:
     state = made.scan(ids)[1]
     with pytest.raises(ValueError, match="the cache holds 12 positions and a row has 13"):
         engine.step(ids[:, 0], state)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_projection_of_another_type_is_called(name: str) -> None:
+    class Adapted(torch.nn.Linear):
+        """As adapters wrap it: the engine cannot know what its call does."""
+
+    made = model(name, "X")
+    projections = [module for module in made.backbone.layers.modules() if type(module) is torch.nn.Linear]
+    if not projections:
+        pytest.skip("it has no Linear of its own")
+    for projection in projections:
+        projection.__class__ = Adapted
+        assert "Adapted" in ss.Engine(made).called["layer 0"]
+        projection.__class__ = torch.nn.Linear
+    assert not ss.Engine(made).called
