@@ -189,6 +189,8 @@ def _npz(path: Path, numbers: bool) -> Labelled:
     if numbers:
         labels: tuple[Any, ...] = tuple(y.astype(np.float64))
     elif y.ndim == 1:
+        if _nothing(y).any():
+            raise ValueError(f"{path}: the class of sequence {int(_nothing(y).argmax())} is NaN: leave such sequences out")
         labels = tuple(str(v) for v in y.tolist())
     else:
         labels = tuple(np.where(_nothing(row), "", row.astype(str)) for row in y)

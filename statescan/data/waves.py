@@ -91,8 +91,11 @@ def write_wav(file: str | os.PathLike[str], samples: Tensor, rate: int) -> None:
         out.writeframes(data.tobytes())
 
 
-def split_waves(waves: Waves, held_out: str | None, fraction: float) -> tuple[Waves, Waves]:
-    """(the rest, held out): by a regular expression over names, or a fraction by a hash of the name. A single recording keeps its tail."""
+def split_waves(waves: Waves, held_out: str | None, fraction: float, salt: str = "") -> tuple[Waves, Waves]:
+    """(the rest, held out): by a regular expression over names, or a fraction by a hash of salt and name; of one recording its tail.
+
+    What one salt has left lies in one part of its places: a second split needs another.
+    """
     if held_out is not None:
         try:
             chosen = np.array([re.search(held_out, name) is not None for name in waves.names])
@@ -106,7 +109,7 @@ def split_waves(waves: Waves, held_out: str | None, fraction: float) -> tuple[Wa
             raise ValueError(f"{waves.names[0]} has {len(waves.levels)} samples: too few to hold any out")
         return waves.slice(0, 0, cut), waves.slice(0, cut, len(waves.levels))
     else:
-        places = np.array([place_of(name) for name in waves.names])
+        places = np.array([place_of(salt + name) for name in waves.names])
         ordered = np.sort(places)
         chosen = places < min(max(fraction, float(ordered[1])), float(ordered[-1]))
     return waves.pick(np.flatnonzero(~chosen)), waves.pick(np.flatnonzero(chosen))

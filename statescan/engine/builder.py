@@ -36,6 +36,8 @@ class Builder:
         self.workspace = workspace
         self.program = gate.module.Program()
         self.state_shapes: list[tuple[int, ...]] = []
+        self.counts: set[int] = set()
+        """Those of the states that are int64."""
         """Without the batch; -1 is the number of entries of a cache."""
         self.watched: list[tuple[dict[str, Any], str]] = []
         self.products = 0
@@ -76,7 +78,8 @@ class Builder:
     def given(self, module: nn.Module, name: str) -> Tensor:
         """A small parameter in float32, flat, from now on watched for changes."""
         tensor = self.parameter(module, name)
-        assert tensor is not None
+        if tensor is None:
+            raise Unplain(f"a {type(module).__name__} has no {name}")
         return tensor.float().flatten()
 
     def floats(self, module: nn.Module, name: str) -> Tensor | None:
@@ -156,6 +159,7 @@ class Builder:
 
     def count(self) -> Row:
         """The next state, int64, counts the positions: their number before this one."""
+        self.counts.add(len(self.state_shapes))
         before, after = self.memory()
         return self.step("position", before, after, to=self.row(1))
 

@@ -74,17 +74,25 @@ class Engine:
                 self._workspace.shelf[name] = self._workspace.reserve(d_model)
         self._workspace.mark()
         self._segments: list[Callable[[_Step], None]] = []
+        self._natives: list[_Native] = []
         self._watched: list[tuple[dict[str, Any], str]] = []
+        self._lent: dict[int, dict[str, int]] = {}
+        """A called layer -> what the program below it has left on the bus, and where."""
         native: _Native | None = None
         for part in self._parts():
             reason = self._why_not(part)
             if reason is not None:
                 self.called[part.name] = reason
                 self._segments.append(part.call)
+                if part.layer is not None:  # what it leaves on the bus is not in the program's place
+                    self._lent[part.layer] = dict(self._workspace.bus)
+                    for name in getattr(model.backbone.layers[part.layer].mixer, "writes", ()):
+                        self._workspace.bus.pop(name, None)
                 native = None
                 continue
             if native is None:
                 native = _Native(Builder(self._workspace))
+                self._natives.append(native)
                 self._segments.append(native.run)
             part.write(native.builder)
             self._workspace.release()
@@ -133,13 +141,15 @@ class Engine:
         step = _Step(
             model=self.model,
             ids=ids.long().contiguous(),
-            rows=torch.empty(batch, self._workspace.stride),
+            rows=torch.empty(batch, self._workspace.stride, dtype=torch.float32),
             before=state,
             after=[()] * len(state.layers),
-            logits=torch.empty(batch, self.model.lm_head.out_features),
+            logits=torch.empty(batch, self.model.lm_head.out_features, dtype=torch.float32),
             bus={},
             inplace=inplace,
         )
+        for native in self._natives:  # before anything is written in place
+            native.check(step)
         for segment in self._segments:
             segment(step)
         return self.model.bounded(step.logits), FlatState(tuple(step.after))
@@ -202,8 +212,9 @@ class Engine:
             (stream + b.normed(layer.norm, added)).copy(stream)
 
         def call(step: _Step) -> None:
-            for name, at in self._workspace.bus.items():
-                step.bus.setdefault(name, step.rows[:, None, at : at + self.model.d_model])
+            kind = next((p.dtype for p in layer.mixer.parameters()), step.rows.dtype)
+            for name, at in self._lent[i].items():
+                step.bus[name] = step.rows[:, None, at : at + self.model.d_model].to(kind)
             x, after = layer(self._rows(step).unsqueeze(1), None, state=step.before.layers[i], bus=step.bus)
             self._rows(step)[:] = x.squeeze(1)
             step.after[i] = after
@@ -226,8 +237,8 @@ class Engine:
 
     def _fingerprint(self) -> tuple[list[int], list[int]]:
         """Address and version of every weight that is read: changes in place, replaced parameters and moved storage all show."""
-        tensors = [owner[name] for owner, name in self._watched]
-        return [t.data_ptr() for t in tensors], [t._version for t in tensors]
+        tensors = [owner.get(name) for owner, name in self._watched]  # a parametrisation takes it away
+        return [-1 if t is None else t.data_ptr() for t in tensors], [-1 if t is None else t._version for t in tensors]
 
 
 class _Native:
@@ -243,23 +254,32 @@ class _Native:
         first = self.layers[-1][2] if self.layers else 0
         self.layers.append((layer, first, len(self.builder.state_shapes)))
 
+    def check(self, step: _Step) -> None:
+        """The states are those of these layers, and have room."""
+        batch = step.ids.shape[0]
+        for layer, first, end in self.layers:
+            state = step.before.layers[layer]
+            shapes = self.builder.state_shapes[first:end]
+            right = len(state) == len(shapes) and all(_fits(t, (batch, *shape)) for t, shape in zip(state, shapes, strict=True))
+            if not right or len({t.shape[1] for t, shape in zip(state, shapes, strict=True) if shape[:1] == (-1,)}) > 1:
+                got = [tuple(t.shape) for t in state]
+                raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
+            if not isinstance(state, GrowingAttentionState):
+                self._check_room(step, layer)
+
     def run(self, step: _Step) -> None:
         """Advance workspace, states and logits."""
         batch = step.ids.shape[0]
         before: list[Tensor] = []
         after: list[Tensor] = []
-        for layer, first, end in self.layers:
+        for layer, first, _ in self.layers:
             state = step.before.layers[layer]
-            shapes = self.builder.state_shapes[first:end]
-            if len(state) != len(shapes) or not all(_fits(t, (batch, *shape)) for t, shape in zip(state, shapes, strict=True)):
-                got = [tuple(t.shape) for t in state]
-                raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
-            old = [(t if t.dtype in (torch.float32, torch.int64) else t.float()).contiguous() for t in state]
+            counts = self.builder.counts
+            old = [(t.long() if i in counts else t.float()).contiguous() for i, t in enumerate(state, first)]
             before += old
             if isinstance(state, GrowingAttentionState):
                 after += [t.new_empty(batch, t.shape[1] + 1, *t.shape[2:]) if t.ndim > 1 else t.clone() for t in old]
             else:
-                self._check_room(step, layer)
                 after += old if step.inplace else [torch.empty_like(t) for t in old]
         threads = gate.threads(2 * self.builder.products * batch)
         self.builder.program.run(
@@ -276,7 +296,7 @@ class _Native:
         if type(mixer) is not Attention or mixer.window is not None:
             return
         keys, _, position = step.before.layers[layer]
-        if int(position.max()) >= keys.shape[1]:
+        if position.numel() and int(position.max()) >= keys.shape[1]:
             raise ValueError(
                 f"the cache holds {keys.shape[1]} positions and a row has {int(position.max()) + 1}: give init_state a larger capacity"
             )

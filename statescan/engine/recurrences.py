@@ -35,6 +35,8 @@ from statescan.ops.mlstm.reference import FLOOR
 def gla(b: Builder, m: GLA, source: int, stream: int) -> None:
     """Gated linear attention."""
     b.read(m.gk_proj, nn.Sequential)
+    if len(m.gk_proj) != 2:
+        raise Unplain(f"gk_proj has {len(m.gk_proj)} parts, not two")
     with b.beside():
         q, k, v, g, low = (b.project(proj, source) for proj in (m.q_proj, m.k_proj, m.v_proj, m.g_proj, m.gk_proj[0]))
     raw = b.project(m.gk_proj[1], low)

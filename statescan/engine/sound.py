@@ -19,6 +19,7 @@ from statescan.heads.sound import SoundModel
 from statescan.layers import MLP
 from statescan.layers.norm import LayerNorm
 from statescan.mixers import S4D
+from statescan.mixers.pooled import Pooled
 from statescan.mixers.s4 import S4, DenseSystem
 from statescan.protocols import CausalMixer
 
@@ -42,7 +43,8 @@ class SoundDecoder:
             raise ValueError("the model is in training mode: call model.eval() first")
         self.model, self.batch = model, batch
         self.called: list[str] = []
-        self._network = self._pooled(model.network) if _plain(model.network, PoolUNet) else self._stepped(model.network)
+        one_kind = {p.dtype for p in model.network.parameters() if p.is_floating_point()} in ({torch.float32}, {torch.float64})
+        self._network = self._pooled(model.network) if _plain(model.network, PoolUNet) and one_kind else self._stepped(model.network)
 
     @torch.inference_mode()
     def step(self, levels: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class SoundDecoder:
 
     def _pooled(self, net: PoolUNet) -> Step:
         down, up = ([self._block(block) for block in blocks] for blocks in (net.down, net.up))
-        pooled = self._coarse(net) if net.pooled is not None else None
+        pooled = None if net.pooled is None else self._coarse(net)
 
         def step(x: Tensor) -> Tensor:
             streams = [x]
@@ -75,6 +77,8 @@ class SoundDecoder:
         """The pooled stage: what it gives to this position; it runs when a block is complete."""
         pooled = net.pooled
         assert pooled is not None
+        if not (_plain(pooled, Pooled) and _plain(pooled.down, nn.Linear) and _plain(pooled.up, nn.Linear)):
+            return self._stepped(pooled)
         inner = self._pooled(pooled.inner) if _plain(pooled.inner, PoolUNet) else self._stepped(pooled.inner)
         size, width = pooled.pool, pooled.d_model
         # the two Linears are indexed channel by channel; here a block's positions lie one behind the other
@@ -106,8 +110,10 @@ class SoundDecoder:
             inner = _mlp(mixer)
         elif _plain(mixer, S4D) or (_plain(mixer, S4) and mixer.disc == "bilinear"):
             inner = self._modal(mixer)
-        else:
+        elif hasattr(mixer, "init_state"):
             inner = self._stepped(mixer)
+        else:
+            return self._stepped(block)
         if not _plain(norm, LayerNorm):
             return lambda x: x + inner(norm(x))
         shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps

@@ -188,11 +188,17 @@ def _supervise(kind: type[SequenceEstimator], verb: str, o: dict[str, Any]) -> R
     run = Path(o["run"])
     numbers = kind is SequenceRegressor
     taught, tested, how = _parts(o, numbers)
+    deep = any(np.ndim(target) for target in taught.labels)
+    if o["per_step"] and not deep:
+        raise ValueError("--per_step needs a target for each position, and these data have one for each sequence: leave it out")
+    if deep and not o["per_step"] and not numbers:
+        raise ValueError("these data have a class for each position: add --per_step")
     if not numbers:
         known, asked = (set(_below(part.labels, o["per_step"]).tolist()) for part in (taught, tested))
         if asked - known - {""}:
             raise ValueError(f"the test part has a class {min(asked - known - {''})!r} that the training part has not")
     arguments = {name: o[name] for name in inspect.signature(kind).parameters}
+    kind(**arguments)._check()  # before anything is written
     folder = RunFolder(run, verb)
     options = {name: value for name, value in o.items() if name not in ("plot", "quiet")}
     folder.open(

@@ -125,11 +125,13 @@ def control(
     from statescan.estimators.agent import Agent
     from statescan.procedures.ppo import PPO, Learned
 
-    if Path(env).is_dir():
-        return Controlled((*_measure(env, agent := Agent.load(env), episodes, seed), _chance(agent, episodes, seed)), episodes)
     for name, value in (("seeds", seeds), ("episodes", episodes)):
         if value < 1:
             raise ValueError(f"{name} must be greater than 0; got {value}")
+    if Path(env).is_dir():
+        return Controlled((*_measure(env, agent := Agent.load(env), episodes, seed), _chance(agent, episodes, seed)), episodes)
+    if minibatches > envs:
+        raise ValueError(f"minibatches={minibatches} hold whole copies of the environment, and envs={envs}: ask for no more of them")
     ppo = PPO(
         steps=steps, rollout=rollout, epochs=epochs, minibatches=minibatches, lr=lr, gamma=gamma, lam=lam, clip=clip, value_clip=value_clip,
         entropy=entropy, save_every=save_every,

@@ -132,7 +132,10 @@ def forecast(
         quiet: no progress bar.
         resume: continue the run in this folder.
     """
-    options = {name: value for name, value in locals().items() if name not in ("plot", "quiet", "stride", "floor")}
+    options = {name: value for name, value in locals().items() if name not in ("plot", "quiet")}
+    for name, value in (("stride", stride), ("rows", rows), ("season", season)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be greater than 0; got {value}")
     panel = read_series(data, time, id, targets).filled()
     if rows is not None:
         panel = panel._replace(series=tuple(series.slice(0, rows) for series in panel.series))
@@ -150,7 +153,7 @@ def forecast(
     if model is not None:
         options["model"] = forecaster.published()  # its defaults are not this forecast's sizes
     read = digest([panel.variates, *(array for s in panel.series for array in (s.name, s.stamps, s.values))])
-    folder.open(plain(options), resume=resume, may_change=("run",), data=read)
+    folder.open(plain(options), resume=resume, may_change=("run", "stride", "floor"), data=read)
     say = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     resume_with = f"statescan forecast --resume {run}"
     fits = {forecaster.name: forecaster.fit(panel, val, test, folder=folder, resume_with=resume_with)}

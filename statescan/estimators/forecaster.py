@@ -18,7 +18,7 @@ from statescan.estimators.base import Estimator
 from statescan.estimators.floors import against_floors
 from statescan.estimators.rows import Row, Scale, make_rows, windows
 from statescan.files import read_json, read_safetensors, write_json, write_safetensors
-from statescan.heads.horizon import SeriesModel, SeriesState
+from statescan.heads.horizon import SeriesModel, SeriesState, check_quantiles
 from statescan.heads.windowed import Windowed, WindowForecaster
 from statescan.procedures.fit import Fitted, Schedule, fit
 from statescan.procedures.runs import RunFolder
@@ -128,6 +128,7 @@ class Forecaster(Estimator):
         for name in ("horizon", "context", "d_model", "layers", "steps", "lr", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0; got {getattr(self, name)}")
+        check_quantiles(self.quantiles)
         if val_size < self.horizon or test_size < 0:
             raise ValueError(
                 f"val_size must be at least the horizon, {self.horizon}, and test_size 0 or more; got {val_size} and {test_size}"

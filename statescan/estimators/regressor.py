@@ -71,5 +71,6 @@ def r2(right: np.ndarray, guess: np.ndarray) -> float:
     """
     right, guess = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (right, guess))
     error = np.nansum((right - guess) ** 2, 0)
-    around = np.nansum((right - np.nanmean(right, 0)) ** 2, 0)
-    return float(np.mean(np.where(around > 0, 1 - error / np.where(around > 0, around, 1), error == 0)))
+    around = np.nansum((right - np.nansum(right, 0) / (~np.isnan(right)).sum(0).clip(1)) ** 2, 0)
+    known = ~np.isnan(right).all(0)
+    return float(np.mean(np.where(around > 0, 1 - error / np.where(around > 0, around, 1), error == 0)[known]))

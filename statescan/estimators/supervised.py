@@ -128,8 +128,9 @@ class SequenceEstimator(Estimator):
         every = np.concatenate(sequences)
         if np.isnan(every).all(0).any():
             raise ValueError(f"channel {int(np.isnan(every).all(0).argmax())} has no observed value in any sequence")
-        spread = np.nanstd(every, 0)
-        self.mean_, self.spread_ = np.nanmean(every, 0), np.where(spread > 0, spread, 1).astype(np.float32)
+        spread = np.nanstd(every, 0, dtype=np.float64)  # float32 sums of several channels stop growing after millions of positions
+        self.mean_ = np.nanmean(every, 0, dtype=np.float64).astype(np.float32)
+        self.spread_ = np.where(spread > 0, spread, 1).astype(np.float32)
         if not spread.any():
             raise ValueError(f"every value of every sequence is {np.nanmean(every):g}: there is nothing to learn from")
         self.missing_ = bool(np.isnan(every).any())

@@ -25,6 +25,8 @@ Setting = dict[str, str]
 """Option -> value, as on a command line."""
 
 _TRIALS = 20
+_OURS = ("seed", "first_seed", "run", "resume", "floor", "floor_rows", "plot", "quiet")
+"""Options that a sweep sets itself."""
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -117,8 +119,11 @@ def sweep(
         raise ValueError("an option stands under --over twice")
     if seeds < 1 or (trials is not None and trials < 1):
         raise ValueError(f"seeds and trials must be positive; got {seeds} and {trials}")
+    named = [*space, *(word[2:].partition("=")[0] for word in words if word.startswith("--"))]
+    if taken := [name for name in named if name in _OURS]:
+        raise ValueError(f"a sweep sets --{taken[0]} itself: seeds are counted from 0 by --seeds, and every run has a folder of its own")
     folder = Path(run)
-    _open(folder, {"verb": verb, "words": list(words), "over": list(over)})
+    _open(folder, {"verb": verb, "words": list(words), "over": list(over), "data": [_state(word) for word in words]})
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", load_if_exists=True)
     lists = [values for values in space.values() if not isinstance(values, Range)]
     combinations = list(itertools.product(*lists)) if len(lists) == len(space) else None
@@ -199,6 +204,18 @@ def _open(folder: Path, config: Mapping[str, Any]) -> None:
             if before[name] != value:
                 raise ValueError(f"{folder} holds another sweep, with {name} {before[name]}: give it a folder of its own with --run")
     write_json(file, config)
+    for one in folder.glob("settings/*/seed-*.json"):  # what failed is tried again: the mistake may be mended
+        if "error" in read_json(one):
+            one.unlink()
+
+
+def _state(word: str) -> list[int]:
+    """Of a file or folder that an option names, the sizes and times of change; nothing of another word."""
+    path = Path(word.partition("=")[2] if word.startswith("--") else word)
+    if not word or not path.exists():
+        return []
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
 
 
 def _try(verb: str, call: Callable[[list[str]], Any], words: Sequence[str], setting: Setting, seeds: int, folder: Path) -> Tried:

@@ -27,6 +27,12 @@ class SeriesState(NamedTuple):
     backbone: FlatState
 
 
+def check_quantiles(quantiles: Sequence[float]) -> None:
+    """Raise unless they are levels between 0 and 1, rising."""
+    if list(quantiles) != sorted(set(quantiles)) or not all(0 < q < 1 for q in quantiles):
+        raise ValueError(f"quantiles must be levels between 0 and 1, rising; got {tuple(quantiles)}")
+
+
 @register
 class SeriesModel(nn.Module):
     """Values so far to the values ahead::
@@ -63,8 +69,7 @@ class SeriesModel(nn.Module):
         super().__init__()
         if variates < 1 or horizon < 1:
             raise ValueError(f"variates and horizon must be positive; got {variates} and {horizon}")
-        if list(quantiles) != sorted(set(quantiles)) or not all(0 < q < 1 for q in quantiles):
-            raise ValueError(f"quantiles must be levels between 0 and 1, rising; got {tuple(quantiles)}")
+        check_quantiles(quantiles)
         self.variates, self.horizon, self.quantiles, self.uneven = variates, horizon, tuple(quantiles), uneven
         self.in_proj = nn.Linear(2 * variates + uneven, d_model)
         self.backbone = FlatBackbone(d_model, layers, parts or {"M": Spec("Mamba"), "F": Spec("GatedMLP", d_ff=2 * d_model)})

@@ -59,8 +59,8 @@ class SoundModel(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, rate=rate)
-        if levels < 2 or components < 0:
-            raise ValueError(f"levels must be at least 2 and components 0 or more; got {levels} and {components}")
+        if not 2 <= levels <= 65536 or components < 0:
+            raise ValueError(f"levels must be 2 to 65536 (16 bits) and components 0 or more; got {levels} and {components}")
         if coding not in ("mu-law", "linear"):
             raise ValueError(f"coding must be 'mu-law' or 'linear'; got {coding!r}")
         if not components and levels > 4096:

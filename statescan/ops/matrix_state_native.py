@@ -75,6 +75,8 @@ def _forward(
     )
     y, last = torch.empty(_y_shape(v), dtype=v.dtype), torch.empty(state.shape)
     chunks = torch.empty(_chunks_shape(v, q.shape[3]) if save else 0)
+    if not len(q):  # no rows: nothing to share out among threads
+        return y, last, chunks.view(-1)
     gate.module.matrix_state(
         *_call(q, v, log_decay, scale), view(q), view(k), view(v), view(beta), view(log_decay), view(read), view(state), view(reset),
         view(mask), view(y), view(last), view(chunks if save else None),

@@ -16,6 +16,7 @@ from statescan.data.corpus import Corpus, encode_documents
 from statescan.data.sources import read_documents
 from statescan.data.tokenizers import load_tokenizer
 from statescan.data.windows import held_out_batches
+from statescan.heads import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def evaluate(
     from statescan.interop.pretrained import from_pretrained
 
     loaded = from_pretrained(model)
+    if not isinstance(loaded, LanguageModel):
+        raise ValueError(f"{model} is a {type(loaded).__name__}: bits per byte are those of a language model")
     chosen = loaded.tokenizer if tokenizer is None else load_tokenizer(tokenizer)
     if chosen is None:
         raise ValueError(f"{model} has no tokenizer: name one with tokenizer='bytes' or a tokenizer.json")

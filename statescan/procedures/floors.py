@@ -18,6 +18,7 @@ from statescan.timeline import Timeline
 
 WINDOW = 256
 """Of a token task, and of a signal, the floors see so many positions back; of a row that has one class, all."""
+_BLOCK = 4096  # questions whose rows are copied at a time
 _MOST = 20_000  # questions to fit to: more of them change little
 
 
@@ -87,7 +88,13 @@ def _questions(batch: ClassRows | Examples | Timed, vocab_size: int, window: int
         answers = batch.targets[rows, places]
     size = window or (ids.shape[1] if isinstance(batch, ClassRows) else min(WINDOW, ids.shape[1]))
     seen = F.pad(ids, (size - 1, 0), value=vocab_size)[rows.unsqueeze(1), places.unsqueeze(1) + torch.arange(size)]
-    counts = F.one_hot(ids, vocab_size).float().cumsum(1)[rows, places].sqrt()
+    counts = torch.zeros(len(rows), vocab_size)
+    whole = F.pad(ids, (ids.shape[1] - 1, 0), value=-1)  # a question's row up to it, whatever the window
+    for first in range(0, len(rows), _BLOCK):
+        some = slice(first, first + _BLOCK)
+        past = whole[rows[some].unsqueeze(1), places[some].unsqueeze(1) + torch.arange(ids.shape[1])]
+        counts[some].scatter_add_(1, past.clamp(min=0), (past >= 0).float())
+    counts.sqrt_()
     return Questions((rows, places), answers, counts, seen + (vocab_size + 1) * torch.arange(size), int(answers.max()) + 1)
 
 

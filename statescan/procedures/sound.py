@@ -137,7 +137,7 @@ def sound(
         raise ValueError(f"{model.name} is not a model of sound: sound takes a SoundModel, for example sashimi-small")
     every = read_waves(data, net.rate, net.encode, net.levels)
     others, tested = split_waves(every, held_out, held_out_fraction)
-    taught, checked = split_waves(others, None, val_fraction)
+    taught, checked = split_waves(others, None, val_fraction, salt="validation ")
     folder = RunFolder(run, "sound")
     folder.open(plain(options), resume=resume, may_change=MAY_CHANGE, data=digest([every.levels, every.offsets, list(every.names)]))
     say: Callable[[str], None] = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
@@ -155,7 +155,7 @@ def sound(
         nets["LSTM"] = beside = lstm_like(net)
         say(f"trained in {fits[own].seconds:.0f} s; now an LSTM of {_size(beside):,} parameters")
         shorter = replace(schedule, steps=floor_steps or steps)
-        fits["LSTM"] = _train(beside, taught, checked, shorter, options, RunFolder(Path(run) / "lstm"), again, say, None)
+        fits["LSTM"] = _train(beside, taught, checked, shorter, options, RunFolder(Path(run) / f"lstm-{shorter.steps}"), again, say, None)
     bits = {name: bits_per_sample(one, tested) for name, one in nets.items()} | floors
     made, speed = _hear(net, Path(run), samples, seconds, temperature, seed)
     result = Sounded(

@@ -154,6 +154,39 @@ def test_the_value_residual_crosses_native_and_called_layers() -> None:
             handle.remove()
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hooked", [(1,), (2,), (0, 2)])
+def test_the_last_writer_of_the_value_residual_counts(hooked: tuple[int, ...], kind: torch.dtype) -> None:
+    sizes = {"head_dim": 6, "rank_w": 2, "rank_a": 2, "rank_v": 2, "rank_g": 2}
+    parts = {"R": ss.Spec("RWKV7TimeMix", **sizes), "T": ss.Spec("RWKV7TimeMix", **sizes, first=False)}
+    torch.manual_seed(0)
+    made = ss.LanguageModel(67, 18, "RRT", parts, norm="layer", tie_embeddings=False).eval()
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    made.to(kind)
+    for i in hooked:
+        made.backbone.layers[i].mixer.output.register_forward_hook(lambda module, args, output: output)
+    engine, ids = ss.Engine(made), torch.tensor([5, 9])
+    with torch.no_grad():
+        expected = made.step(ids, made.init_state(2))[0].float()
+    error = (engine.step(ids, made.init_state(2))[0] - expected).abs().mean() / expected.abs().max()
+    assert error < (1e-6 if kind == torch.float32 else 0.03)  # a stale value residual: 0.3
+
+
+def test_counts_of_another_integer_type_and_caches_of_unequal_length() -> None:
+    made = model("Attention", "X")
+    engine, ids = ss.Engine(made), torch.randint(0, 67, (2, 6))
+    with torch.no_grad():
+        state = made.scan(ids)[1]
+        expected = engine.step(ids[:, 0], state)[0]
+    keys, values, position = state.layers[0]
+    narrow = state._replace(layers=(type(state.layers[0])(keys, values, position.int()),))
+    assert torch.equal(engine.step(ids[:, 0], narrow)[0], expected)
+    with pytest.raises(ValueError, match="state of layer 0"):
+        engine.step(ids[:, 0], state._replace(layers=(type(state.layers[0])(keys, values[:, 1:], position),)))
+
+
 def test_a_full_cache_is_an_error() -> None:
     made = model("Attention capacity", "X")
     engine, ids = ss.Engine(made), torch.randint(0, 67, (1, 12))

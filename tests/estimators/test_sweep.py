@@ -45,13 +45,15 @@ def test_all_combinations_of_values_then_the_best_command(tmp_path: Path) -> Non
     np.testing.assert_allclose(found.tried[0].values, [9.2, 10.2])
     assert "| 0.01 | 8 | 9.7 ± 0.5 |" in found.table()
     assert "failed: d_model must be even; got 3" in found.table()
-    assert len(calls) == 4 * 2 + 2  # each once: a setting that fails does so at its first seed
+    assert len(calls) == 4 * 2 + 2 + 1  # each once: a setting that fails does so at its first seed, and is tried again by the next call
     assert {"table.md", "plot.png", "study.db"} <= {p.name for p in tmp_path.iterdir()}
     again = sweep("compare", _compare(calls), ["--steps=9"], over, seeds=3, run=str(tmp_path), quiet=True)
-    assert len(calls) == 10 + 4
+    assert len(calls) == 11 + 4 + 2
     assert len(again.tried[0].values) == 3
     with pytest.raises(ValueError, match="holds another sweep"):
         sweep("compare", _compare(calls), ["--steps=8"], over, run=str(tmp_path), quiet=True)
+    with pytest.raises(ValueError, match="sets --seed itself"):
+        sweep("compare", _compare(calls), ["--steps=9"], ["seed=1,2"], run=str(tmp_path), quiet=True)
 
 
 def test_ranges_are_searched(tmp_path: Path) -> None:

@@ -192,3 +192,13 @@ def test_the_last_state_without_a_readout(given: tuple[str, ...]) -> None:
     y, unread = linear_system(**{**arguments, "C": arguments["C"][:, :0]})
     assert y.shape == (2, 530, 2, 0)
     torch.testing.assert_close(unread, last, rtol=1e-9, atol=1e-10)
+
+
+def test_autocast_does_not_reach_a_linear_system() -> None:
+    arguments = system_cases.make(system_cases.CASES[0], torch.float32)
+    with implementation("portable"):
+        y, last = linear_system(**arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            again, last_again = linear_system(**arguments)
+    assert torch.equal(y, again)
+    assert torch.equal(last, last_again)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from statescan.ops import dispatch
 from statescan.ops import native_gate as gate
+from statescan.ops.checks import exactly
 from statescan.ops.linear_system import op
 from statescan.ops.positions import existing
 
@@ -54,11 +55,12 @@ def tables(A: Tensor, B: Tensor, C: Tensor, size: int) -> Tables:
 @op.implementation("portable")
 def portable(u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """y (B, L, D, M) and the last h (B, D, N)."""
-    u = existing(u, mask)
-    if torch.compiler.is_compiling():
-        y, last = _opaque(u, A, B, C, state, reset, mask)
-        return y, last
-    return _run(u, A, B, C, state, reset, mask)
+    with exactly(u):
+        u = existing(u, mask)
+        if torch.compiler.is_compiling():
+            y, last = _opaque(u, A, B, C, state, reset, mask)
+            return y, last
+        return _run(u, A, B, C, state, reset, mask)
 
 
 def _run(u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
