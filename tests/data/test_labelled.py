@@ -73,6 +73,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no sound")
     (tmp_path / "bad.ts").write_text("@data\n1,2,x:up\n")
     np.savez(tmp_path / "z.npz", X=np.zeros((2, 3)))
+    np.savez(tmp_path / "nan.npz", X=np.zeros((3, 4)), y=np.array([0.0, np.nan, 1.0]))
     for name, words in (
         ("cut.wav", "cut short or empty"), ("text.wav", "not a PCM wav file"),
     ):  # fmt: skip
@@ -81,6 +82,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for name, words in (
         ("bad.ts", "line 2"),
         ("z.npz", "no array 'y'; it has X"),
+        ("nan.npz", "the class of sequence 1 is NaN"),
         ("b", "no file or folder"),
         ("text.wav", "neither a folder"),
     ):

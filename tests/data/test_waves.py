@@ -58,6 +58,13 @@ def test_parts() -> None:
     assert np.array_equal(np.concatenate([head.levels, tail.levels]), waves.recording(3))
 
 
+def test_a_second_split_has_its_own_places() -> None:
+    """What the first has left stands above its fraction: by the same places the second would find nothing below that."""
+    others, _ = split_waves(some(200), None, 0.2)
+    assert 10 < len(split_waves(others, None, 0.15, salt="validation ")[1].names) < 45
+    assert len(split_waves(others, None, 0.15)[1].names) == 1
+
+
 def test_crops() -> None:
     waves = some()
     inputs, targets = crops(waves, 400, 32, 128, (0, 5))

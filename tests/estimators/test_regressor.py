@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def test_r2() -> None:
     right = np.array([[1.0, 5], [2, 5], [np.nan, 5]])
     assert r2(right, np.array([[1.0, 5], [2, 5], [9, 5]])) == 1
     assert r2(right, np.array([[1.5, 5], [1.5, 5], [9, 4]])) == 0
+    with warnings.catch_warnings():  # of a mean of nothing
+        warnings.simplefilter("error")
+        assert r2(np.array([[1.0, np.nan], [2, np.nan]]), np.array([[1.0, 7], [2, 8]])) == 1
+        assert r2(np.array([[1.0, np.nan], [2, np.nan]]), np.array([[1.5, 7], [1.5, 8]])) == 0
 
 
 def test_what_is_refused() -> None:
