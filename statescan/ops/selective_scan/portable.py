@@ -92,7 +92,7 @@ class _Blocks:
         self.reset_to = None if reset_to is None else self.inner(reset_to)
         self.length = u.shape[1]
         budget = BLOCK_ELEMENTS.get(u.device.type, BLOCK_ELEMENTS["cuda"])
-        size = CHUNK * max(1, budget // (CHUNK * self.state.numel()))
+        size = CHUNK * max(1, budget // (CHUNK * max(1, self.state.numel())))
         self.spans = [slice(start, min(start + size, self.length)) for start in range(0, self.length, size)]
 
     def inner(self, state: Tensor) -> Tensor:

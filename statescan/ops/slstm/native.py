@@ -64,7 +64,8 @@ def _backward(
     gate.module.slstm_backward(
         *_call(raw), view(R), view(reset), view(mask), view(raw), view(chunks), view(gy), view(glast), view(ggates), view(gR), view(gstate)
     )
-    return ggates, reduce(torch.add, gR.unbind()), gstate  # one block after the other: a fixed order of summation
+    # one block after the other: a fixed order of summation; without a row there is none
+    return ggates, reduce(torch.add, gR.unbind(), torch.zeros(R.shape)), gstate
 
 
 def _fake(

@@ -126,7 +126,7 @@ def _pull(grad: Tensor, gates: Tensor, R: Tensor, start: Tensor, reset: Tensor |
     carry, grad_R, blocks = torch.zeros_like(start), torch.zeros_like(write), []
     for first in reversed(range(0, length, BLOCK)):
         here = slice(first, first + BLOCK)
-        old = before[here] if reset is None else torch.where(reset[here].view(-1, 1, 1, *reset.shape[1:]), _empty(start), before[here])
+        old = before[here] if reset is None else torch.where(reset[here][:, None, None], _empty(start), before[here])
         local, raws = _Local.of(gates[here], R, old, states[here], None if mask is None else mask[here]), []
         for t in reversed(range(old.shape[0])):
             total = grad[first + t] + carry

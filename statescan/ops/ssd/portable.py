@@ -88,7 +88,7 @@ def chunked(
     if begun is not None:
         assert reset_to is not None
         reset_to = reset_to.unflatten(1, split)
-        lost = begun[:, :, -1].reshape(batch, -1, 1, 1, 1, 1)
+        lost = begun[:, :, -1, None, None, None, None]
         ends = ends + torch.where(lost, carried * reset_to.unsqueeze(1), 0.0)
         carried = torch.where(lost, 0.0, carried)
     initial = state.unflatten(1, split)
@@ -100,7 +100,7 @@ def chunked(
         assert reset_to is not None
         read = torch.where(begun[:, :, None, :, None], C @ reset_to.flatten(2, 3).mT.unsqueeze(1), read)
     y = torch.addcmul(y, read.unflatten(-1, (-1, head_dim)), entry.transpose(-1, -2).unsqueeze(-1))
-    y = y.transpose(2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
+    y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :length]
     return y, after[:, -1].reshape(batch, heads, head_dim, n)
 
 
