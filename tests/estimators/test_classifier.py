@@ -74,6 +74,17 @@ def test_missing_values_and_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(SequenceClassifier.load(tmp_path).predict_proba(X), classifier.predict_proba(X))
 
 
+def test_scales_are_sums_in_double_precision() -> None:
+    """A large value first: single precision drops every one that follows."""
+    X = np.ones((2, 10_000, 2), np.float32)
+    X[0, 0], X[1, :, 1] = 2.0**24, -1
+    classifier = _small(stride=1000, steps=1).fit(X, ["a", "b"])
+    every = X.reshape(-1, 2).astype(np.float64)
+    np.testing.assert_allclose(classifier.mean_, every.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(classifier.spread_, every.std(0), rtol=1e-6)
+    assert classifier.mean_.dtype == classifier.spread_.dtype == np.float32
+
+
 def test_the_manners() -> None:
     classifier = _small(layers=2)
     assert SequenceClassifier(**classifier.get_params()).get_params() == classifier.get_params()
@@ -171,6 +182,21 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+    plain, each = arrays("plain", X=X, y=y), arrays("each", X=X, y=np.stack([y] * 5, 1))
+    for verb, data, option, words in (
+        ("classify", plain, "--d_model=0", "d_model must be greater than 0"),
+        ("classify", plain, "--dropout=1", "dropout must lie in [0, 1)"),
+        ("classify", plain, "--per_step", "--per_step needs a target for each position, and these data have one for each sequence"),
+        ("regress", plain, "--per_step", "--per_step needs a target for each position, and these data have one for each sequence"),
+        ("classify", each, "--steps=1", "these data have a class for each position: add --per_step"),
+        ("classify", arrays("nan", X=X, y=np.where(y, np.nan, y)), "--steps=1", "the class of sequence 1 is NaN"),
+        ("classify", plain, "--test=#[0]$|(", "is neither a file, a folder nor a regular expression"),
+    ):
+        assert main([verb, data, "--quiet", f"--run={tmp_path / 'refused'}", option]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "refused").exists()  # nothing was begun, so the name is free
     assert main(["classify", "--resume", str(tmp_path / "empty")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 

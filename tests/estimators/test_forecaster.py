@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,27 @@ def test_each_mistake_is_one_line_and_leaves_no_run(text: str, tmp_path: Path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--stride=0", "stride must be greater than 0; got 0"),
+        ("--rows=-3", "rows must be greater than 0; got -3"),
+        ("--season=0", "season must be greater than 0; got 0"),
+        ("--quantiles=[0.9,0.1]", "quantiles must be levels between 0 and 1, rising; got (0.9, 0.1)"),
+        ("--steps=0", "steps must be greater than 0; got 0"),
+    ],
+)
+def test_each_wrong_option_is_one_line_and_leaves_no_run(
+    option: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _frame(80).to_csv(tmp_path / "x.csv", index=False)
+    assert main(["forecast", str(tmp_path / "x.csv"), "--horizon=6", option, f"--run={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+    assert not (tmp_path / "run").exists()
+
+
 # -- published forecasters ------------------------------------------------------------------------------------------------------
 
 S_MAMBA = Spec("SMamba", d_model=8, d_state=2, n_layers=1)
@@ -303,6 +326,36 @@ def test_what_a_published_forecaster_cannot_do_is_said_before_a_run_begins() -> 
             forecaster.fit(_frame())
     with pytest.raises(ValueError, match="SMamba reads evenly spaced windows"):
         _published(S_MAMBA).fit(_frame(uneven=True))
+
+
+def test_a_stopped_run_of_a_published_forecaster_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the options it began with; what errors are measured on may change."""
+    _frame(120).to_csv(tmp_path / "x.csv", index=False)
+    options = ["--horizon=6", "--context=24", "--steps=5", "--batch_size=4", "--floor=false", "--stride=3", "--plot=false", "--quiet=true"]
+    options += ["--model=SMamba", "--model.d_model=8", "--model.d_state=2", "--model.n_layers=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["forecast", str(tmp_path / "x.csv"), *options, f"--run={whole}"]) == 0
+    real = Forecaster._window_loss
+
+    def stopping(self: Forecaster, rows: list[Row], ends: list[int], step: int) -> torch.Tensor:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, rows, ends, step)
+
+    monkeypatch.setattr(Forecaster, "_window_loss", stopping)
+    assert main(["forecast", str(tmp_path / "x.csv"), *options, f"--run={parts}"]) != 0
+    assert f"stopped after step 3; continue with: statescan forecast --resume {parts}" in capsys.readouterr().err
+    assert not (parts / "forecast.csv").exists()
+    monkeypatch.undo()
+    assert main(["forecast", f"--resume={parts}", "--quiet=true"]) == 0
+    for name in ("model.safetensors", "forecast.csv", "errors.json"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    assert set(json.loads((parts / "errors.json").read_text())) == {"SMamba", "last value", "ridge"}
+    assert main(["forecast", f"--resume={parts}", "--stride=1", "--quiet=true"]) == 0
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert json.loads((parts / "errors.json").read_text()) != json.loads((whole / "errors.json").read_text())
 
 
 @pytest.mark.full

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from statescan.data.tasks import Autoregression, Delay, DelaySignal, RepeatFirst
-from statescan.data.tasks.base import ClassRows
+from statescan.data.tasks import UNASKED, Autoregression, Delay, DelaySignal, RepeatFirst
+from statescan.data.tasks.base import ClassRows, Examples
+from statescan.procedures import floors as module
 from statescan.procedures.floors import Recurrent, floors
 
 
@@ -36,6 +40,36 @@ def test_tokens_are_seen_up_to_the_question() -> None:
     told = RepeatFirst(length=8, least=2, most=4)
     tests = {"short": [told.sample(32, 1)], "long": [replace(told, length=11).sample(32, 1)]}
     assert all(by_test.keys() == tests.keys() for by_test in floors(told.sample(64, 0), tests, 4).values())
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.numbers = max([self.numbers, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))])
+        return result
+
+
+@pytest.mark.parametrize(("vocab_size", "length", "share"), [(8192, 60, 0.03), (4, 600, 1.0)])
+def test_counts_cost_a_row_a_question(vocab_size: int, length: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids up to each question are counted, those of some questions at a time: not a row a position, nor all that each question saw."""
+    monkeypatch.setattr(module, "_BLOCK", 100)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab_size, (5, length), generator=generator)
+    ids[:, ::3] = 3
+    targets = torch.where(torch.rand(ids.shape, generator=generator) < share, ids, UNASKED)
+    with Largest() as largest:
+        found = module._questions(Examples(ids, targets), vocab_size)
+    rows, places = found.at
+    assert len(rows) > 6
+    for i in range(0, len(rows), max(1, len(rows) // 50)):
+        assert torch.equal(found.counts[i], ids[rows[i], : places[i] + 1].bincount(minlength=vocab_size).float().sqrt())
+    assert largest.numbers == max(found.counts.numel(), found.window.numel())
 
 
 def test_a_ridge_regression_finds_linear_filters() -> None:

@@ -16,7 +16,7 @@ import yaml
 import statescan as ss
 from statescan.backbones import PoolUNet
 from statescan.cli import main
-from statescan.data.waves import Waves, read_mono, write_wav
+from statescan.data.waves import Waves, read_mono, split_waves, write_wav
 from statescan.engine.sound import SoundDecoder
 from statescan.files import read_safetensors
 from statescan.heads.sound import SoundModel
@@ -170,11 +170,20 @@ def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         sound(**options(folder, tmp_path / "parts", floor_steps=0))
     monkeypatch.undo()
     assert main(["sound", "--resume", str(tmp_path / "parts"), "--quiet=true"]) == 0
+    assert not [*(tmp_path / "parts").glob("lstm*")]
     assert "| PoolUNet |" in capsys.readouterr().out
     one, two = (read_safetensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "parts" / "metrics.csv").read_text()
     assert yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())["length"] == 40
+
+    # a floor of another number of steps is another fit
+    assert main(["sound", "--resume", str(tmp_path / "parts"), "--floor_steps=1", "--quiet=true"]) == 0
+    assert main(["sound", "--resume", str(tmp_path / "parts"), "--floor_steps=2", "--quiet=true"]) == 0
+    capsys.readouterr()
+    assert {path.name for path in (tmp_path / "parts").glob("lstm*")} == {"lstm-1", "lstm-2"}
+    again = json.loads((tmp_path / "parts" / "scores.json").read_text())
+    assert again["bits_per_sample"] == scores["bits_per_sample"]
 
     out = tmp_path / "more.wav"
     prompt = str(folder / "0.wav")
@@ -188,6 +197,35 @@ def test_a_run_and_its_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         assert main(["generate", str(tmp_path / "whole"), *wrong]) == 2
         assert message.replace("\\", "") in capsys.readouterr().err
+    (tmp_path / "x.txt").write_text("some text to measure on\n" * 9)
+    assert main(["eval", str(tmp_path / "whole"), str(tmp_path / "x.txt")]) == 2
+    error = capsys.readouterr().err
+    assert "is a SoundModel: bits per byte are those of a language model" in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_checked_on_is_a_fraction_of_what_is_not_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that the first split has left all stand above its fraction; the second is by other places."""
+    folder, found = recordings(tmp_path / "data", 30), []
+
+    def split(*arguments: Any, **options: Any) -> tuple[Waves, Waves]:
+        found.append(split_waves(*arguments, **options))
+        return found[-1]
+
+    class Enough(Exception):
+        """The parts are all that is asked for."""
+
+    def stop(*arguments: Any) -> None:
+        raise Enough
+
+    monkeypatch.setattr(module, "split_waves", split)
+    monkeypatch.setattr(module, "counted", stop)
+    with pytest.raises(Enough):
+        sound(**options(folder, tmp_path / "run", val_fraction=0.3))
+    (others, tested), (taught, checked) = found
+    assert len(checked.names) > 2
+    assert sorted((*taught.names, *checked.names, *tested.names)) == sorted(path.name for path in folder.iterdir())
+    assert set(others.names) == {*taught.names, *checked.names}
 
 
 def test_mistakes(tmp_path: Path) -> None:
