@@ -45,6 +45,8 @@ class Mixer(Dynamic):
     """Keys of the bus, of the class or of an instance. A backbone checks them when it is built; a key is set once a call."""
     gathers_documents: ClassVar[bool] = False
     """Serves resets and masks through ``Timeline.apart``, whose calls depend on the data: not under torch.compile or torch.export."""
+    folds_length: ClassVar[bool] = False
+    """Lays positions out in rows: torch.export, which cannot follow a length that is divided, makes a program for one length."""
     estimates_gradients: ClassVar[bool] = False
     """Its gradients are estimates for a function with jumps (straight through a rounding): law 4 compares them with no differences."""
     causal_tolerance: ClassVar[float] = 0.0

@@ -55,7 +55,7 @@ class SoundDecoder:
 
     def _pooled(self, net: PoolUNet) -> Step:
         down, up = ([self._block(block) for block in blocks] for blocks in (net.down, net.up))
-        pooled = None if net.pooled is None else self._coarse(net)
+        pooled = None if net.pooled is None else self._coarse(net.pooled)
 
         def step(x: Tensor) -> Tensor:
             streams = [x]
@@ -73,10 +73,8 @@ class SoundDecoder:
 
         return step
 
-    def _coarse(self, net: PoolUNet) -> Step:
+    def _coarse(self, pooled: Pooled) -> Step:
         """The pooled stage: what it gives to this position; it runs when a block is complete."""
-        pooled = net.pooled
-        assert pooled is not None
         if not (_plain(pooled, Pooled) and _plain(pooled.down, nn.Linear) and _plain(pooled.up, nn.Linear)):
             return self._stepped(pooled)
         inner = self._pooled(pooled.inner) if _plain(pooled.inner, PoolUNet) else self._stepped(pooled.inner)

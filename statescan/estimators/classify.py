@@ -20,7 +20,7 @@ from statescan.estimators.regressor import SequenceRegressor, r2
 from statescan.estimators.simple import ridge
 from statescan.estimators.supervised import SequenceEstimator
 from statescan.files import write_json, write_text
-from statescan.procedures.floors import Recurrent
+from statescan.procedures.floors import Recurrent, small_transformer
 from statescan.procedures.options import plain
 from statescan.procedures.runs import RunFolder, digest
 from statescan.spec import Spec
@@ -111,7 +111,7 @@ def classify(
         patience: validations without progress after which the fit ends; 0 goes through all steps.
         dropout: of what each block adds.
         val_fraction: of the training sequences, to decide which weights were best.
-        floor: fit an LSTM in the same network too.
+        floor: fit an LSTM and a small transformer too: the same network around another mixer.
         plot: draw confusion.png.
         seed: of weights, batches and parts.
         quiet: no progress bar.
@@ -175,7 +175,7 @@ def regress(
         patience: validations without progress after which the fit ends; 0 goes through all steps.
         dropout: of what each block adds.
         val_fraction: of the training sequences, to decide which weights were best.
-        floor: fit an LSTM in the same network too.
+        floor: fit an LSTM and a small transformer too: the same network around another mixer.
         plot: draw plot.png.
         seed: of weights, batches and parts.
         quiet: no progress bar.
@@ -211,9 +211,10 @@ def _supervise(kind: type[SequenceEstimator], verb: str, o: dict[str, Any]) -> R
     fitted.reading_ = {"rate": taught.rate, "features": o["features"]}
     fitted.save(run)
     fits = {o["mixer"].name: fitted}
-    if o["floor"]:
-        say(f"{o['mixer'].name} is fitted after {fitted.fitted_.seconds:.0f} s; now the LSTM")
-        fits["LSTM"] = kind(**{**arguments, "mixer": Recurrent}).fit(taught.sequences, taught.labels)
+    say(f"{o['mixer'].name} is fitted after {fitted.fitted_.seconds:.0f} s")
+    for name, made in (("LSTM", Recurrent), ("transformer", small_transformer)) if o["floor"] else ():
+        say(f"now the floors: {name}")
+        fits[name] = kind(**{**arguments, "mixer": made}).fit(taught.sequences, taught.labels)
     begun = clock.perf_counter()
     guesses = {name: fit.predict(tested.sequences) for name, fit in fits.items()}
     say(f"tested in {clock.perf_counter() - begun:.1f} s")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from statescan.estimators.pictures import figure
 from statescan.files import replacing, write_json, write_text
 from statescan.heads.actor_critic import PolicyNorm
 from statescan.procedures.options import plain
@@ -201,12 +202,8 @@ def _write_metrics(path: Path, curves: Mapping[tuple[str, int], Sequence[Mapping
 
 def draw(curves: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], chance: float, title: str, path: Path) -> None:
     """Mean return of the episodes that ended in each update against steps: a line a seed, a colour an agent."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'statescan[plots]', or --plot false") from error
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.add_subplot()
+    picture = figure(6.4, 4)
+    axes = picture.add_subplot()
     names = list(dict.fromkeys(name for name, _ in curves))
     seen = set()
     for (name, _), rows in curves.items():
@@ -219,4 +216,4 @@ def draw(curves: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]], chance: 
     axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        picture.savefig(temporary, format="png", dpi=120)

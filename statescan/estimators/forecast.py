@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from statescan.data.series import Panel, Series, read_series
 from statescan.estimators.forecaster import Forecaster
+from statescan.estimators.pictures import figure
 from statescan.files import replacing, write_json, write_text
-from statescan.procedures.floors import Recurrent
+from statescan.procedures.floors import Recurrent, small_transformer
 from statescan.procedures.options import plain
 from statescan.procedures.runs import RunFolder, digest
 from statescan.spec import Spec
@@ -27,23 +27,6 @@ _BY_VARIATE = 4
 """Variates whose errors the table shows one by one; errors.json has all."""
 _FLOOR_RATE = 1e-3
 """Learning rate of the floors that are networks, whatever the model learns at."""
-
-
-class LSTMForecaster(Forecaster):
-    """The network around a mixer, with an LSTM in the mixer's place: a floor."""
-
-    def make_mixer(self, width: int) -> nn.Module:
-        """torch's."""
-        return Recurrent(width)
-
-
-class SmallTransformer(Forecaster):
-    """The same with causal attention: a floor."""
-
-    def make_mixer(self, width: int) -> nn.Module:
-        """Four heads with rotary positions, where the width allows."""
-        heads = 4 if width % 8 == 0 else 1
-        return Spec("Attention", num_heads=heads, rotary_base=None if width // heads % 2 else 10_000.0)(width)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -164,9 +147,9 @@ def forecast(
     with replacing(Path(run) / "forecast.csv") as file:
         ahead.to_csv(file, index=False)
     forecaster.save(run)
-    simple = {**arguments, "mixer": "Mamba", "model": None, "joint": forecaster.together, "lr": _FLOOR_RATE}
-    for name, network in (("LSTM", LSTMForecaster(**simple)), ("transformer", SmallTransformer(**simple))) if floor else ():
+    for name, made in (("LSTM", Recurrent), ("transformer", small_transformer)) if floor else ():
         say(f"now the floors: {name}")
+        network = Forecaster(**{**arguments, "mixer": made, "model": None, "joint": forecaster.together, "lr": _FLOOR_RATE})
         fits[name] = network.fit(panel, val, test, folder=RunFolder(Path(run) / name, "forecast"), resume_with=resume_with)
         errors[name] = network.score(test, val, stride, season)[network.name]
     result = Forecast(
@@ -183,15 +166,12 @@ def forecast(
 
 def draw(panel: Panel, ahead: Any, path: Path, past: int) -> None:
     """The end of the first series and variates, and the forecast with its bands."""
-    try:
-        from matplotlib.dates import ConciseDateFormatter
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'statescan[plots]', or --plot false") from error
     shown: list[tuple[Series, str, int]] = [(s, name, v) for s in panel.series for v, name in enumerate(panel.variates)][:_SHOWN]
-    figure = Figure(figsize=(9, 0.6 + 2 * len(shown)), layout="constrained")
+    picture = figure(9, 0.6 + 2 * len(shown))
+    from matplotlib.dates import ConciseDateFormatter  # after figure, which says what to install
+
     bands = sorted(c for c in ahead.columns if c.startswith("q"))
-    for axes, (series, name, v) in zip(np.atleast_1d(figure.subplots(len(shown), 1)), shown, strict=True):
+    for axes, (series, name, v) in zip(np.atleast_1d(picture.subplots(len(shown), 1)), shown, strict=True):
         mine = ahead[(ahead.unique_id == series.name) & (ahead.variate == name)]
         axes.plot(
             series.stamps[-past:],
@@ -208,6 +188,6 @@ def draw(panel: Panel, ahead: Any, path: Path, past: int) -> None:
         axes.grid(alpha=0.3)
         if series.stamps.dtype.kind == "M":
             axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
-    figure.axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.8, 1.0), ncols=2, frameon=False)
+    picture.axes[0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.8, 1.0), ncols=2, frameon=False)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        picture.savefig(temporary, format="png", dpi=110)

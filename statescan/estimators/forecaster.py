@@ -43,7 +43,7 @@ class Forecaster(Estimator):
     Args:
         horizon: steps ahead.
         context: positions that a window has in training, and that a forecast starts from.
-        mixer: what looks across positions: the name of a part, or a Spec.
+        mixer: what looks across positions: the name of a part, a Spec, or a function of the width that makes a module.
         d_model: width.
         layers: mixers, each with a gated MLP behind it.
         model: a published forecaster in place of all that: the name of a model or part, or a Spec, for example ``SMamba`` or ``SpaceTime``.
@@ -60,7 +60,7 @@ class Forecaster(Estimator):
         self,
         horizon: int,
         context: int = 192,
-        mixer: str | Spec[Any] = "Mamba",
+        mixer: str | Spec[Any] | Callable[[int], nn.Module] = "Mamba",
         d_model: int = 64,
         layers: int = 2,
         model: str | Spec[Any] | None = None,
@@ -156,7 +156,7 @@ class Forecaster(Estimator):
     def name(self) -> str:
         """What forecasts: the name of the model, or of the mixer."""
         part = self.mixer if self.model is None else self._model_spec()
-        return part if isinstance(part, str) else part.name
+        return part if isinstance(part, str) else part.name if isinstance(part, Spec) else getattr(part, "__name__", repr(part))
 
     @property
     def together(self) -> bool:
@@ -193,7 +193,7 @@ class Forecaster(Estimator):
         if not issubclass(registry.lookup(spec.name), WindowForecaster):
             able = [name for name, cls in registry.parts.items() if issubclass(cls, WindowForecaster)]
             raise ValueError(f"{spec.name} is no forecaster of windows: model must be {', '.join(able)}; other parts are given as mixer")
-        given = {"mixer": self.mixer if isinstance(self.mixer, str) else self.mixer.name, "d_model": self.d_model, "layers": self.layers}
+        given = {"mixer": self.mixer.name if isinstance(self.mixer, Spec) else self.mixer, "d_model": self.d_model, "layers": self.layers}
         changed = [name for name, value in given.items() if value != defaults(Forecaster)[name]]
         if changed:
             raise ValueError(f"{changed[0]} is of the network around a mixer: give {spec.name} its own arguments, or no model")
@@ -203,7 +203,7 @@ class Forecaster(Estimator):
 
     def make_mixer(self, width: int) -> nn.Module:
         """A layer's mixer."""
-        return (self.mixer if isinstance(self.mixer, Spec) else Spec(self.mixer))(width)
+        return (Spec(self.mixer) if isinstance(self.mixer, str) else self.mixer)(width)
 
     def _loss(self, rows: list[Row], ends: list[int], step: int) -> Tensor:
         """Of random windows within the training part, at random positions of each; the step's number is the seed."""
@@ -405,6 +405,8 @@ class Forecaster(Estimator):
         """A folder: forecaster.json, model.safetensors, state.safetensors, and history.safetensors: the last ``context`` positions of every
         series."""
         self._fitted()
+        if not isinstance(self.mixer, (str, Spec)):
+            raise ValueError("only an estimator whose mixer is a name or a Spec can be saved")
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         rows = self.history_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,8 +147,12 @@ class SequenceEstimator(Estimator):
         lengths = np.array([len(sequences[i]) for i in taught])
         epoch = -(-len(taught) // self.batch_size)
 
+        @functools.lru_cache(1)
+        def batches(number: int) -> list[np.ndarray]:
+            return _batches(taught, lengths, epoch, np.random.default_rng([self.seed, number]))
+
         def loss_of(step: int) -> Tensor:
-            rows = _batch(taught, lengths, epoch, step % epoch, np.random.default_rng([self.seed, step // epoch]))
+            rows = batches(step // epoch)[step % epoch]
             draw = np.random.default_rng([self.seed, step, 1])
             batch = [self._changed(sequences[i], draw) for i in rows] if self.augment else [sequences[i] for i in rows]
             output = self._each(self.model_(*self._frames(batch)))
@@ -349,7 +354,8 @@ def _not_fitted() -> type[ValueError]:
     return NotFittedError  # type: ignore[no-any-return]
 
 
-def _batch(rows: np.ndarray, lengths: np.ndarray, batches: int, which: int, draw: np.random.Generator) -> np.ndarray:
-    """One of an epoch's batches, which hold every row once: rows of roughly equal length, so that little of a batch is padding."""
+def _batches(rows: np.ndarray, lengths: np.ndarray, number: int, draw: np.random.Generator) -> list[np.ndarray]:
+    """An epoch's batches, which hold every row once: rows of roughly equal length, so that little of a batch is padding."""
     order = (np.log(lengths) + draw.normal(0, _LENGTH_SPREAD, len(rows))).argsort()
-    return np.array_split(rows[order], batches)[draw.permutation(batches)[which]]
+    parts = np.array_split(rows[order], number)
+    return [parts[i] for i in draw.permutation(number)]

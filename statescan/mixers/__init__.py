@@ -11,8 +11,9 @@ from statescan.mixers.ema import BidirectionalEMA, EMAState, MultiHeadEMA
 from statescan.mixers.gated_deltanet import GatedDeltaNet
 from statescan.mixers.gla import GLA, MatrixState
 from statescan.mixers.gmu import GatedMemoryUnit
+from statescan.mixers.grid import Grid
 from statescan.mixers.grouped_mamba import GroupedMamba
-from statescan.mixers.h3 import H3, H3State
+from statescan.mixers.h3 import H3, H3Conv, H3ConvState, H3State
 from statescan.mixers.hgrn2 import HGRN2
 from statescan.mixers.hydra import Hydra
 from statescan.mixers.kda import KDA
@@ -50,6 +51,8 @@ from statescan.mixers.two_sided import TwoSided
 __all__ = [
     "GLA",
     "H3",
+    "H3Conv",
+    "H3ConvState",
     "HGRN2",
     "KDA",
     "LRU",
@@ -82,6 +85,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedMemoryUnit",
     "GatedShortConv",
+    "Grid",
     "GroupedMamba",
     "GrowingAttentionState",
     "GrowingLatentState",

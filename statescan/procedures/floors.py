@@ -1,4 +1,4 @@
-"""What any model has to beat on a generated task: an answer without looking, simple classifiers, a ridge regression; and an LSTM layer."""
+"""What any model has to beat on a generated task: an answer without looking, simple classifiers, a ridge regression; an LSTM, attention."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from statescan.data.tasks.base import ClassRows, Examples
 from statescan.data.tasks.episodes import Timed
 from statescan.data.tasks.signals import Signals
 from statescan.protocols import Bus, Mixer
+from statescan.spec import Spec
 from statescan.timeline import Timeline
 
 WINDOW = 256
@@ -23,14 +24,24 @@ _MOST = 20_000  # questions to fit to: more of them change little
 
 
 class Recurrent(Mixer):
-    """torch's LSTM in a mixer's place. What stands behind a position does not reach it; it has no state to hand on, and no timeline."""
+    """torch's LSTM in a mixer's or a network's place. What stands behind a position does not reach it; it knows no timeline."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
 
-    def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
-        return self.lstm(x)[0]  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, timeline: Timeline | None = None, *, state: Any = None, return_state: bool = False, bus: Bus | None = None
+    ) -> Any:
+        y, after = self.lstm(x, state)
+        return (y, after) if return_state else y
+
+
+def small_transformer(d_model: int) -> nn.Module:
+    """Causal attention in a mixer's place: four heads with rotary positions, where the width allows."""
+    heads = 4 if d_model % 8 == 0 else 1
+    rotary_base = None if d_model // heads % 2 else 10_000.0
+    return Spec("Attention", num_heads=heads, rotary_base=rotary_base)(d_model)  # type: ignore[no-any-return]
 
 
 def floors(train: Any, batches: Mapping[str, list[Any]], vocab_size: int) -> dict[str, dict[str, float]]:

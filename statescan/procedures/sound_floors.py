@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from statescan.data.waves import Waves
 from statescan.heads.sound import SoundModel
-from statescan.protocols import Bus
-from statescan.timeline import Timeline
+from statescan.procedures.floors import Recurrent
 
 ORDER = 32
 """Samples that the linear prediction sees."""
-
-
-class Recurrent(nn.Module):
-    """torch's LSTM in a network's place."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
-
-    def forward(
-        self, x: Tensor, timeline: Timeline | None = None, *, state: Any = None, return_state: bool = False, bus: Bus | None = None
-    ) -> Any:
-        y, after = self.lstm(x, state)
-        return (y, after) if return_state else y
 
 
 def lstm_like(model: SoundModel) -> SoundModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -78,18 +79,7 @@ def _process(
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     try:
-        module = build()
-        module.load_state_dict(weights)
-        subject = Subject(module=module, **plan)
-        if way == "DDP":
-            module = DistributedDataParallel(module)
-        else:
-            mesh = init_device_mesh("cpu", (WORLD,))
-            for child in reversed(list(module.modules())[1:]):  # a mixer inside a mixer comes first
-                if isinstance(child, Mixer):
-                    fully_shard(child, mesh=mesh)
-            fully_shard(module, mesh=mesh)
-        mine = _gradients(module, subject, range(2 * rank, 2 * rank + 2))
+        mine = _half(rank, way, build, weights, plan)
         outputs = [torch.empty_like(mine["output"]) for _ in range(WORLD)]
         dist.all_gather(outputs, mine["output"].contiguous())
         if rank == 0:
@@ -99,4 +89,22 @@ def _process(
             results.put(traceback.format_exc(limit=-3))
         raise
     finally:
+        # A wrapper that outlives the group joins the group's threads while it holds the interpreter's lock, for which they may wait.
+        gc.collect()
         dist.destroy_process_group()
+
+
+def _half(rank: int, way: str, build: Callable[[], nn.Module], weights: dict[str, Tensor], plan: dict[str, Any]) -> dict[str, Tensor]:
+    """The gradients of this process's rows, averaged by the wrapper."""
+    module = build()
+    module.load_state_dict(weights)
+    subject = Subject(module=module, **plan)
+    if way == "DDP":
+        module = DistributedDataParallel(module)
+    else:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        for child in reversed(list(module.modules())[1:]):  # a mixer inside a mixer comes first
+            if isinstance(child, Mixer):
+                fully_shard(child, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+    return _gradients(module, subject, range(2 * rank, 2 * rank + 2))
