@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.mixers.gla import zeros_for
-from statescan.mixers.lti import Activation, FinalAct, LTIMixer
+from statescan.mixers.lti import Activation, FinalAct, Readout
 from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.ops.fft_conv import fft_conv
 from statescan.parameters import Dynamic
-from statescan.protocols import Bus, CausalMixer, Mixer, State
+from statescan.protocols import Bus, CausalMixer, State
 from statescan.registry import register
 from statescan.state import state as declare_state
 from statescan.timeline import Timeline, hide
@@ -38,7 +38,7 @@ class WindowState(NamedTuple):
     """(B, K-1, D): the last existing inputs since the last reset, oldest first; zeros where there were none."""
 
 
-class LongKernel(Mixer):
+class LongKernel(Readout):
     """What layers with a kernel of K taps share: C kernels a channel, a skip each, and a mixing of the channels::
 
         y[c] = k[c] * u + D[c] u,   out = glu(out_proj(dropout(activation([y[0], ..., y[C-1]]))))
@@ -47,32 +47,20 @@ class LongKernel(Mixer):
     """
 
     gathers_documents = True
-    causal_tolerance = 1e-5
-    residual_outputs = ("out_proj",)
     directions: ClassVar[int] = 1
-    tie_dropout = True
-    finish = LTIMixer.finish
 
     def __init__(self, d_model: int, l_max: int, channels: int, activation: Activation, final_act: FinalAct, dropout: float) -> None:
-        super().__init__()
-        check_positive(d_model=d_model, l_max=l_max, channels=channels)
-        self.d_model, self.l_max, self.channels = d_model, l_max, channels
-        self.activation, self.final_act, self.dropout = activation, final_act, dropout
-        self.D = nn.Parameter(torch.randn(channels * d_model))
-        self.out_proj = nn.Linear(channels * d_model, (2 if final_act == "glu" else 1) * d_model)
+        super().__init__(d_model, channels, activation, final_act, dropout)
+        check_positive(l_max=l_max)
+        self.l_max = l_max
 
     @abstractmethod
     def taps(self) -> Tensor:
         """(directions, C D, K): of the present and past, the present first, and of the future, the next position first."""
 
-    def wide(self, x: Tensor) -> Tensor:
-        """The input of every kernel: (..., D) -> (..., C D)."""
-        return x if self.channels == 1 else x.repeat(*(1,) * (x.ndim - 1), self.channels)
-
     def mix(self, y: Tensor, x: Tensor, line: Timeline | None) -> Tensor:
         """Skip and everything behind it."""
-        out: Tensor = self.finish((y + self.D.to(y.dtype) * self.wide(x).to(y.dtype)).to(x.dtype))  # type: ignore[misc]
-        return hide(out, line)
+        return hide(self.finish(self.skip(y, x).to(x.dtype)), line)
 
 
 class WindowedConv(LongKernel, CausalMixer):
@@ -104,7 +92,7 @@ class WindowedConv(LongKernel, CausalMixer):
         k = self.taps()[0].to(history.dtype)
 
         def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
-            return fft_conv(self.wide(rows), k)
+            return fft_conv(self.copied(rows), k)
 
         y = convolve(history, None) if line.plain else self._joined(line, before).apart(convolve, history)
         y = self.mix(y[:, before:], u, line)
@@ -178,7 +166,7 @@ class TwoSidedConv(LongKernel):
         k, back = self.taps().to(state_dtype(x))
 
         def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
-            return fft_conv(self.wide(rows), k, back)
+            return fft_conv(self.copied(rows), k, back)
 
         rows = u.to(k.dtype)
         return self.mix(convolve(rows, None) if line.plain else line.apart(convolve, rows), u, line)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from statescan import dynamics as dyn
 from statescan.mixers.lti import Activation, FinalAct, LTIMixer, Mode, placed
-from statescan.ops.checks import check_shape, state_dtype
+from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.ops.fft_conv import fft_conv
 from statescan.ops.linear_system import linear_system
 from statescan.protocols import State
@@ -32,7 +32,7 @@ class LSSLState(NamedTuple):
 
 
 class System(NamedTuple):
-    """A discretised system, float64: A (D, N, N), B and C (D, N)."""
+    """A discretised system, float64: A (D, N, N), B (D, N) and C (M D, N)."""
 
     A: Tensor
     B: Tensor
@@ -47,6 +47,8 @@ class LSSL(LTIMixer):
         A  = -diag(p_left) (T^-1 + diag(c)) diag(p_right),   B = p_left * b,     T tridiagonal (lower, diagonal, upper)
         out = out_proj(dropout(gelu(y)))
 
+    With M ``channels`` every system is read out M times, and out_proj mixes M D numbers.
+
     LegS is lower = -1, diagonal = 1, upper = 0 (T^-1 is a triangle of ones), p = sqrt(2n + 1), c = -n / (2n + 1), b = 1. The dense
     matrices are formed in every call, in float64, and inverted: N^3 operations a channel, which is what S4 avoids.
 
@@ -54,6 +56,7 @@ class LSSL(LTIMixer):
         d_model: width D.
         d_state: N.
         learn: 0: A, B and delta are constants; 1: they are learned, A and B shared by all channels; 2: each channel has its own.
+        channels: readouts M of each system.
         dt_min, dt_max: initial steps are log-uniform between them.
         activation, final_act, dropout, tie_dropout, mode: see :class:`LTIMixer`.
 
@@ -61,7 +64,7 @@ class LSSL(LTIMixer):
     sampling rate.
     """
 
-    examples = ({"d_state": 6, "learn": 1},)
+    examples = ({"d_state": 6, "learn": 1}, {"d_state": 3, "learn": 2, "channels": 2})
 
     delta_log: Tensor
 
@@ -71,6 +74,7 @@ class LSSL(LTIMixer):
         d_state: int = 64,
         *,
         learn: Literal[0, 1, 2] = 1,
+        channels: int = 1,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         activation: Activation = "gelu",
@@ -79,9 +83,10 @@ class LSSL(LTIMixer):
         tie_dropout: bool = True,
         mode: Mode = "auto",
     ) -> None:
-        super().__init__(d_model, activation=activation, final_act=final_act, dropout=dropout, tie_dropout=tie_dropout, mode=mode)
-        if d_state < 1:
-            raise ValueError(f"d_state must be positive; got {d_state}")
+        super().__init__(
+            d_model, activation=activation, final_act=final_act, dropout=dropout, tie_dropout=tie_dropout, mode=mode, channels=channels
+        )
+        check_positive(d_state=d_state)
         self.d_state, self.learn = d_state, learn
         n = torch.arange(d_state, dtype=torch.float64, device="cpu")
         r, one = (2 * n + 1).sqrt(), torch.ones_like(n)
@@ -102,7 +107,7 @@ class LSSL(LTIMixer):
                 setattr(self, name, nn.Parameter(placed(own)))
             else:
                 self.register_buffer(name, placed(own))
-        self.C = nn.Parameter(placed(torch.randn(d_model, d_state, dtype=torch.float64, device="cpu")))
+        self.C = nn.Parameter(placed(torch.randn(channels * d_model, d_state, dtype=torch.float64, device="cpu")))
 
     dynamics = ("delta_log", "lower", "diagonal", "upper", "p_left", "p_right", "shift", "b", "D")
 
@@ -140,30 +145,34 @@ class LSSL(LTIMixer):
         return System(solved[..., :-1], solved[..., -1], (self.C if readout is None else readout).double())
 
     def kernel(self, length: int, interval: float | None = None, readout: Tensor | None = None) -> Tensor:
-        """K (D, length), float64: the answer to an impulse."""
+        """K (M D, length), float64: the answer to an impulse."""
         system = self.system(interval, readout)
         impulse = torch.zeros(1, length, self.d_model, dtype=torch.float64, device=self.D.device)
         impulse[:, 0] = 1
-        y = linear_system(impulse, system.A, system.B, system.C.unsqueeze(1))
+        y = linear_system(impulse, system.A, system.B, self._readouts(system.C))
         assert isinstance(y, Tensor)
-        return y[0, :, :, 0].T
+        return y[0].permute(2, 1, 0).flatten(0, 1)
+
+    def _readouts(self, C: Tensor) -> Tensor:
+        """(M D, N) -> (D, M, N)"""
+        return C.unflatten(0, (self.channels, -1)).transpose(0, 1)
 
     def advance(self, system: System, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         A, B, C = (t.to(h.dtype) for t in system)
         after = torch.einsum("dnm,bdm->bdn", A, h) + B * u.unsqueeze(-1)
-        return after, (C * after).sum(-1)
+        return after, torch.einsum("dmn,bdn->bmd", self._readouts(C), after).flatten(1)
 
     def convolve(self, u: Tensor, interval: float | None, h: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor | None]:
         if h is not None or return_state:
             return self.scan_positions(u, Timeline(interval=interval), h)
-        return fft_conv(u, self.kernel(u.shape[1], interval).to(u.dtype)), None
+        return fft_conv(self.copied(u), self.kernel(u.shape[1], interval).to(u.dtype)), None
 
     def scan_positions(self, u: Tensor, line: Timeline, h: Tensor | None) -> tuple[Tensor, Tensor]:
         """In chunks."""
         assert not isinstance(line.interval, Tensor)
         A, B, C = (t.to(u.dtype) for t in self.system(line.interval))
-        y, last = linear_system(u, A, B, C.unsqueeze(1), state=h, timeline=Timeline(line.reset, line.mask), return_state=True)
-        return y.squeeze(-1), last
+        y, last = linear_system(u, A, B, self._readouts(C), state=h, timeline=Timeline(line.reset, line.mask), return_state=True)
+        return y.mT.flatten(2), last
 
     def pack(self, h: Tensor) -> LSSLState:
         return LSSLState(h)

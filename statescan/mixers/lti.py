@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.ops import dispatch
-from statescan.ops.checks import check_shape, state_dtype
+from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.ops.fft_conv import fft_conv
-from statescan.protocols import Bus, CausalMixer, State
+from statescan.protocols import Bus, CausalMixer, Mixer, State
 from statescan.timeline import Timeline, hide
 
 Activation = Literal["gelu", "silu", "relu", "none"]
@@ -31,7 +31,52 @@ SCAN_CHUNK = 64
 """Positions whose states exist at once in scan mode: memory is that of SCAN_CHUNK states, whatever the length."""
 
 
-class LTIMixer(CausalMixer):
+class Readout(Mixer):
+    """What stands behind systems that are read out C times each: the first readouts of all D systems, then the second ones.
+
+    Args:
+        d_model: width D.
+        channels: readouts C.
+        activation: after the systems.
+        final_act: ``glu`` doubles out_proj and gates one half by the other; ``none`` does not.
+        dropout: before out_proj.
+        tie_dropout: drop a channel at all positions of a sequence together.
+    """
+
+    causal_tolerance = 1e-5
+    residual_outputs = ("out_proj",)
+
+    def __init__(
+        self, d_model: int, channels: int, activation: Activation, final_act: FinalAct, dropout: float, tie_dropout: bool = True
+    ) -> None:
+        super().__init__()
+        check_positive(d_model=d_model, channels=channels)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
+        self.d_model, self.channels = d_model, channels
+        self.activation, self.final_act, self.dropout, self.tie_dropout = activation, final_act, dropout, tie_dropout
+        self.D = nn.Parameter(torch.randn(channels * d_model))
+        self.out_proj = nn.Linear(channels * d_model, (2 if final_act == "glu" else 1) * d_model)
+
+    def copied(self, x: Tensor) -> Tensor:
+        """The input of every kernel: (..., D) -> (..., C D)."""
+        return x if self.channels == 1 else x.repeat(*(1,) * (x.ndim - 1), self.channels)
+
+    def skip(self, y: Tensor, u: Tensor) -> Tensor:
+        """y + D u: (..., C D) and (..., D) -> (..., C D), in y's precision."""
+        return y + self.D.to(y.dtype) * self.copied(u).to(y.dtype)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Activation, dropout, mixing of the channels, gate: (..., C D) -> (..., D)."""
+        y = _ACTIVATIONS[self.activation](y)
+        if self.training and self.dropout:
+            tied = self.tie_dropout and y.ndim == 3
+            y = y * F.dropout(torch.ones_like(y[:, :1] if tied else y), self.dropout)
+        y = self.out_proj(y)
+        return F.glu(y, dim=-1) if self.final_act == "glu" else y
+
+
+class LTIMixer(Readout, CausalMixer):
     """One linear time-invariant system a channel, run as a convolution, a scan or a recurrence::
 
         y_t = (K * u)_t + D u_t + echo of the incoming state
@@ -42,7 +87,7 @@ class LTIMixer(CausalMixer):
 
     A subclass calls ``super().__init__(d_model, ...)``, makes the parameters of its systems, and defines
 
-    - ``kernel(length, interval=None, readout=None) -> (D, length)``: K from the stored parameters, in the widest precision it has.
+    - ``kernel(length, interval=None, readout=None) -> (C D, length)``: K from the stored parameters, in the widest precision it has.
       ``readout`` stands in for the parameter of that role, :attr:`readout_name` (:class:`TwoSided` has a second one).
     - ``convolve(u, interval, h, return_state) -> (y, last or None)``: y = K * u plus the echo of h.
     - ``scan_positions(u, timeline, h) -> (y, last)``: the same under any timeline.
@@ -53,15 +98,10 @@ class LTIMixer(CausalMixer):
 
     Args:
         d_model: width D.
-        activation: after the system.
-        final_act: ``glu`` doubles out_proj and gates one half by the other; ``none`` does not.
-        dropout: before out_proj.
-        tie_dropout: drop a channel at all positions of a sequence together.
+        activation, final_act, dropout, tie_dropout, channels: see :class:`Readout`.
         mode: ``auto`` as above; ``conv`` refuses what a convolution cannot serve; ``scan`` always scans.
     """
 
-    causal_tolerance = 1e-5
-    residual_outputs = ("out_proj",)
     readout_name: ClassVar[str] = "C"
 
     def __init__(
@@ -73,16 +113,10 @@ class LTIMixer(CausalMixer):
         dropout: float = 0.0,
         tie_dropout: bool = True,
         mode: Mode = "auto",
+        channels: int = 1,
     ) -> None:
-        super().__init__()
-        if d_model < 1:
-            raise ValueError(f"d_model must be positive; got {d_model}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
-        self.d_model, self.mode = d_model, mode
-        self.activation, self.final_act, self.dropout, self.tie_dropout = activation, final_act, dropout, tie_dropout
-        self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = nn.Linear(d_model, (2 if final_act == "glu" else 1) * d_model)
+        super().__init__(d_model, channels, activation, final_act, dropout, tie_dropout)
+        self.mode = mode
 
     # -- the contract -------------------------------------------------------------------------------------------------------
 
@@ -105,7 +139,7 @@ class LTIMixer(CausalMixer):
             assert not return_state
             assert not isinstance(line.interval, Tensor)
             y = self._both_ways(u, line, readout_back)
-            return hide(self.finish((y + self.D.to(u.dtype) * u).to(x.dtype)), line)
+            return hide(self.finish(self.skip(y, u).to(x.dtype)), line)
         h = None if state is None else self.unpack(state, x)
         last: Any
         if self._convolves(line, u, h):
@@ -113,12 +147,12 @@ class LTIMixer(CausalMixer):
             if line.mask is None:
                 y, last = self.convolve(u, line.interval, h, return_state)
             else:  # what exists moves to the end of its row: zeros before it leave nothing behind
-                order = line.mask.long().argsort(dim=1, stable=True).unsqueeze(-1).expand_as(u)
-                y, last = self.convolve(u.gather(1, order), line.interval, None, return_state)
-                y = torch.zeros_like(y).scatter(1, order, y)
+                order = line.mask.long().argsort(dim=1, stable=True).unsqueeze(-1)
+                y, last = self.convolve(u.gather(1, order.expand_as(u)), line.interval, None, return_state)
+                y = torch.zeros_like(y).scatter(1, order.expand_as(y), y)
         else:
             y, last = self.scan_positions(u, line, h)
-        y = hide(self.finish((y + self.D.to(u.dtype) * u).to(x.dtype)), line)
+        y = hide(self.finish(self.skip(y, u).to(x.dtype)), line)
         return (y, self.pack(last)) if return_state else y
 
     def step(self, x: Tensor, state: State, timeline: Timeline | None = None, bus: Bus | None = None) -> tuple[Tensor, State]:
@@ -135,7 +169,7 @@ class LTIMixer(CausalMixer):
         if line.reset is not None:
             start = torch.where(_like(line.reset, start), 0, start)
         after, y = self.advance(self.system(interval), start, u)
-        y = self.finish((y + self.D.to(u.dtype) * u).to(x.dtype))
+        y = self.finish(self.skip(y, u).to(x.dtype))
         if line.mask is not None:
             y = torch.where(line.mask.unsqueeze(-1), y, 0)
             after = torch.where(_like(line.mask, after), after, start)
@@ -145,7 +179,7 @@ class LTIMixer(CausalMixer):
 
     @abstractmethod
     def kernel(self, length: int, interval: float | None = None, readout: Tensor | None = None) -> Tensor:
-        """K (D, length)."""
+        """K (C D, length)."""
 
     @abstractmethod
     def system(self, interval: Tensor | float | None = None) -> Any:
@@ -153,11 +187,11 @@ class LTIMixer(CausalMixer):
 
     @abstractmethod
     def advance(self, system: Any, h: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """h (B, ...) and u (B, D) -> the next h, and y (B, D) without the skip."""
+        """h (B, ...) and u (B, D) -> the next h, and y (B, C D) without the skip."""
 
     @abstractmethod
     def convolve(self, u: Tensor, interval: float | None, h: Tensor | None, return_state: bool) -> tuple[Tensor, Tensor | None]:
-        """u (B, L, D) -> y (B, L, D), and the state behind it if it is wanted."""
+        """u (B, L, D) -> y (B, L, C D), and the state behind it if it is wanted."""
 
     @abstractmethod
     def pack(self, h: Tensor) -> State:
@@ -172,7 +206,7 @@ class LTIMixer(CausalMixer):
         return self.unpack(self.init_state(u.shape[0], device=u.device), u)
 
     def scan_positions(self, u: Tensor, line: Timeline, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        """u (B, L, D) under any timeline -> y (B, L, D) and the state behind it, position by position."""
+        """u (B, L, D) under any timeline -> y (B, L, C D) and the state behind it, position by position."""
         h = self.start(u) if h is None else h
         fixed = None if isinstance(line.interval, Tensor) else self.system(line.interval)
         outputs = []
@@ -185,15 +219,6 @@ class LTIMixer(CausalMixer):
                 h = torch.where(_like(at.mask, h), h, start)
             outputs.append(y)
         return torch.stack(outputs, 1), h
-
-    def finish(self, y: Tensor) -> Tensor:
-        """Activation, dropout, mixing of the channels, gate: (..., D) -> (..., D)."""
-        y = _ACTIVATIONS[self.activation](y)
-        if self.training and self.dropout:
-            tied = self.tie_dropout and y.ndim == 3
-            y = y * F.dropout(torch.ones_like(y[:, :1] if tied else y), self.dropout)
-        y = self.out_proj(y)
-        return F.glu(y, dim=-1) if self.final_act == "glu" else y
 
     # -- help ---------------------------------------------------------------------------------------------------------------
 
@@ -233,7 +258,7 @@ class LTIMixer(CausalMixer):
             interval = None if line is None else line.interval
             assert not isinstance(interval, Tensor)
             kernels = (self.kernel(rows.shape[1], interval, readout).to(rows.dtype) for readout in (None, readout_back))
-            return fft_conv(rows, *kernels)
+            return fft_conv(self.copied(rows), *kernels)
 
         return convolve(u, line) if line.reset is None and line.mask is None else line.apart(convolve, u)
 

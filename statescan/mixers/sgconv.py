@@ -5,6 +5,7 @@ Paper: Li et al., "What Makes Convolutional Models Great on Long Sequence Modeli
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -19,43 +20,69 @@ from statescan.parameters import Dynamic
 from statescan.registry import register
 
 UpsampleMode = Literal["linear", "nearest"]
+Join = Literal["cat", "sum"]
+Decay = Literal["scale", "power"]
 
 
 class ScaledKernel(Dynamic):
     """Kernels (W, d 2^(S-1)) from pieces w_i (W, d), i = 0..S-1, S = 1 + ceil(log2(l_max / d))::
 
-        k = concat_i [ alpha^(S-1-i) upsample(w_i, 2^max(0, i-1)) ] / norm
+        cat:  k = concat_i [ alpha^(S-1-i) upsample(w_i, 2^max(0, i-1)) ] / norm
+        sum:  k = sum_i alpha^(S-1-i) upsample(w_i, 2^i) / norm         (all of them start at the present)
+        power instead of alpha:  k_j (j + 1)^(-power)
 
-    ``norm`` is that of the initial kernel, one a row: a buffer, taken when the layer is made.
+    ``norm`` is that of the initial kernel, one a row: a buffer, taken when the layer is made. Copies of a channel share alpha or power.
     """
 
-    dynamics = ("pieces", "norm", "alpha")
-    learning_rates = {"pieces": 1e-3}  # noqa: RUF012
+    dynamics = ("pieces", "norm", "alpha", "power")
 
-    def __init__(self, width: int, copies: int, l_max: int, d_kernel: int, decay_min: float, decay_max: float, mode: UpsampleMode) -> None:
+    def __init__(
+        self,
+        width: int,
+        copies: int,
+        l_max: int,
+        d_kernel: int,
+        decay_min: float,
+        decay_max: float,
+        mode: UpsampleMode,
+        join: Join,
+        decay: Decay,
+    ) -> None:
         super().__init__()
         check_positive(l_max=l_max, d_kernel=d_kernel)
-        if mode not in ("linear", "nearest"):
-            raise ValueError(f"mode must be linear or nearest; got {mode!r}")
+        if mode not in ("linear", "nearest") or join not in ("cat", "sum") or decay not in ("scale", "power"):
+            raise ValueError(f"mode is linear or nearest, join cat or sum, and decay scale or power; got {mode!r}, {join!r} and {decay!r}")
         if not 0 < decay_min <= decay_max:
             raise ValueError(f"expected 0 < decay_min <= decay_max; got {decay_min} and {decay_max}")
-        self.l_max, self.mode = l_max, mode
+        self.l_max, self.mode, self.join, self.copies = l_max, mode, join, copies
         scales = 1 + math.ceil(math.log2(max(1.0, l_max / d_kernel)))
         self.pieces = nn.Parameter(torch.randn(scales, copies * width, d_kernel))
-        self.register_buffer("alpha", torch.linspace(decay_min, decay_max, width).repeat(copies).unsqueeze(-1))
+        alpha = torch.linspace(decay_min, decay_max, width) if decay == "scale" else torch.ones(width)
+        self.register_buffer("alpha", alpha.repeat(copies).unsqueeze(-1))
+        self.power = None if decay == "scale" else nn.Parameter(torch.empty(width).uniform_(decay_min, decay_max))
+        self.learning_rates = {"pieces": 1e-3} | ({} if self.power is None else {"power": 1e-3})
         self.register_buffer("norm", torch.ones(copies * width, 1))
         with torch.no_grad():
             self.norm: Tensor = self.whole().norm(dim=-1, keepdim=True)
 
     def whole(self) -> Tensor:
         """(W, d 2^(S-1)), before it is cut to l_max."""
-        scales = len(self.pieces)
+        scales, _, size = self.pieces.shape
+        length = size * 2 ** (scales - 1)
         alpha: Tensor = self.alpha  # type: ignore[assignment]
         parts = []
         for i, piece in enumerate(self.pieces):
-            stretched = piece if i < 2 else F.interpolate(piece.unsqueeze(0), scale_factor=2 ** (i - 1), mode=self.mode).squeeze(0)
+            factor = 2**i if self.join == "sum" else 2 ** max(0, i - 1)
+            stretched = piece if factor == 1 else F.interpolate(piece.unsqueeze(0), scale_factor=factor, mode=self.mode).squeeze(0)
             parts.append(stretched * alpha ** (scales - 1 - i))
-        return torch.cat(parts, -1) / self.norm
+        if self.join == "sum":
+            k = functools.reduce(torch.add, (F.pad(part, (0, length - part.shape[-1])) for part in parts))
+        else:
+            k = torch.cat(parts, -1)
+        if self.power is not None:
+            place = torch.arange(1, length + 1, dtype=k.dtype, device=k.device)
+            k = k * place ** -self.power.repeat(self.copies).unsqueeze(-1)
+        return k / self.norm
 
     def forward(self) -> Tensor:
         """(W, l_max)"""
@@ -78,6 +105,9 @@ class SGConv(WindowedConv):
         decay_min: alpha of the first channel: what each doubling of the distance divides a kernel by.
         decay_max: alpha of the last one.
         mode: how pieces are stretched, linear or nearest.
+        join: ``cat``, as above; ``sum`` stretches w_i by 2^i, and all of them start at the present and add up.
+        decay: ``scale``, as above; ``power`` is (j + 1)^-p at tap j in alpha's place, p learned, one a channel, uniform between decay_min
+            and decay_max at first.
         activation: behind the convolution.
         final_act: ``glu`` doubles out_proj and gates one half by the other; ``none`` does not.
         dropout: before out_proj, of whole channels.
@@ -85,7 +115,11 @@ class SGConv(WindowedConv):
     Shapes: (B, L, D) -> (B, L, D), of any L. State: :class:`WindowState`.
     """
 
-    examples = ({"l_max": 10, "d_kernel": 2}, {"l_max": 7, "d_kernel": 4, "decay_max": 3.0, "mode": "nearest", "final_act": "glu"})
+    examples = (
+        {"l_max": 10, "d_kernel": 2},
+        {"l_max": 7, "d_kernel": 4, "decay_max": 3.0, "mode": "nearest", "final_act": "glu"},
+        {"l_max": 9, "d_kernel": 3, "join": "sum", "decay": "power", "decay_min": 0.5, "decay_max": 1.0},
+    )
 
     def __init__(
         self,
@@ -96,12 +130,14 @@ class SGConv(WindowedConv):
         decay_min: float = 2.0,
         decay_max: float = 2.0,
         mode: UpsampleMode = "linear",
+        join: Join = "cat",
+        decay: Decay = "scale",
         activation: Activation = "gelu",
         final_act: FinalAct = "none",
         dropout: float = 0.0,
     ) -> None:
         super().__init__(d_model, l_max, 1, activation, final_act, dropout)
-        self.filter = ScaledKernel(d_model, 1, l_max, d_kernel, decay_min, decay_max, mode)
+        self.filter = ScaledKernel(d_model, 1, l_max, d_kernel, decay_min, decay_max, mode, join, decay)
 
     def taps(self) -> Tensor:
         return self.filter().unsqueeze(0)
@@ -122,12 +158,14 @@ class BidirectionalSGConv(TwoSidedConv):
         decay_min: float = 2.0,
         decay_max: float = 2.0,
         mode: UpsampleMode = "linear",
+        join: Join = "cat",
+        decay: Decay = "scale",
         activation: Activation = "gelu",
         final_act: FinalAct = "none",
         dropout: float = 0.0,
     ) -> None:
         super().__init__(d_model, l_max, 1, activation, final_act, dropout)
-        self.filter = ScaledKernel(d_model, 2, l_max, d_kernel, decay_min, decay_max, mode)
+        self.filter = ScaledKernel(d_model, 2, l_max, d_kernel, decay_min, decay_max, mode, join, decay)
 
     def taps(self) -> Tensor:
         return self.filter().unflatten(0, (2, -1))

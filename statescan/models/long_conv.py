@@ -1,15 +1,17 @@
-"""Long convolutions: the classifiers of images read pixel by pixel."""
+"""Long convolutions: the classifiers of images read pixel by pixel, and H3's language model with kernels in place of its systems."""
 
 from __future__ import annotations
 
 from statescan.heads import LanguageModel, SequenceClassifier
-from statescan.mixers import BidirectionalLongConv, LongConv
+from statescan.layers import MLP
+from statescan.mixers import Attention, BidirectionalLongConv, H3Conv, LongConv
+from statescan.models.h3 import pattern
 from statescan.registry import Family, register_model
 from statescan.spec import Spec
 
 FAMILY = Family(
     name="long-conv",
-    introduces=("LongConv", "BidirectionalLongConv"),
+    introduces=("LongConv", "BidirectionalLongConv", "H3Conv"),
     title="Simple Hardware-Efficient Long Convolutions for Sequence Modeling",
     url="https://arxiv.org/abs/2302.06646",
     bibtex="""@inproceedings{fu2023simple,
@@ -33,6 +35,30 @@ for _width, _count in ((256, 7_877_130), (512, 18_899_978)):
         family=FAMILY,
         parameters=_count,
     )  # fmt: skip
+
+register_model(
+    "h3-conv-125m",
+    Spec(
+        LanguageModel, vocab_size=50264, d_model=768, layers=pattern(12, (1, 8)), norm="layer",
+        parts={
+            "H": Spec(H3Conv, l_max=2048),
+            "A": Spec(Attention, num_heads=12, rotary_base=None, bias=True, out_bias=True),
+            "F": Spec(MLP, d_ff=3072, activation="gelu_tanh", bias=True),
+        },
+    ),
+    family=FAMILY,
+    parameters=155_131_392,  # h3-125m-2attn with 2 * 768 * 2049 numbers for both kernels and skips in each of the ten H3 layers
+)  # fmt: skip
+
+register_model(
+    "h3-conv-tiny",
+    Spec(
+        LanguageModel, vocab_size=31, d_model=8, layers="HF", norm="layer",
+        parts={"H": Spec(H3Conv, num_heads=4, l_max=5, lam=0.001), "F": Spec(MLP, d_ff=10, activation="gelu_tanh", bias=True)},
+    ),
+    family=FAMILY,
+    tiny=True,
+)  # fmt: skip
 
 register_model(
     "long-conv-tiny",

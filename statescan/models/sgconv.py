@@ -18,9 +18,9 @@ FAMILY = Family(
   booktitle={International Conference on Learning Representations},
   year={2023}
 }""",
-    exact="The kernel, its norm and the parameter counts of a layer.",
-    deviates="The norm of the initial kernel is taken when a layer is made, not in its first forward pass. Pieces are concatenated; the "
-    "variant that adds them and the learned decay are left out.",
+    exact="The kernel (pieces concatenated or added, a decay by scale or a learned power of the distance), its norm and the parameter "
+    "counts of a layer.",
+    deviates="The norm of the initial kernel is taken when a layer is made, not in its first forward pass.",
 )
 
 register_model(

@@ -156,6 +156,57 @@ def test_sgconv_kernel(mode: str) -> None:
     assert not layer.kernel(64)[:, 4:].any()
 
 
+@pytest.mark.parametrize("cls", [SGConv, BidirectionalSGConv])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_sgconv_pieces_that_add_up(cls: type, mode: str) -> None:
+    torch.manual_seed(0)
+    filter = cls(5, 64, 4, mode=mode, join="sum", decay_max=3.0).filter.double()
+    whole = filter.whole() * filter.norm
+    assert whole.shape[-1] == 64
+    torch.testing.assert_close(filter.whole().norm(dim=-1), torch.ones(len(whole), dtype=torch.float64), atol=1e-6, rtol=0)
+    alpha = torch.linspace(2, 3, 5, dtype=torch.float64).repeat(len(whole) // 5)
+    expected = torch.zeros_like(whole)
+    for i, piece in enumerate(filter.pieces.detach()):
+        for tap in range(4 * 2**i):
+            # the middle of a tap lies at (tap + 1/2) / 2^i - 1/2 among those of the piece
+            place = torch.tensor((tap + 0.5) / 2**i - 0.5).clamp(0, 3)
+            low, part = int(place), float(place % 1)
+            value = (1 - part) * piece[:, low] + part * piece[:, min(low + 1, 3)] if mode == "linear" else piece[:, tap // 2**i]
+            expected[:, tap] += alpha ** (4 - i) * value
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-6)  # alpha is kept in float32
+
+
+@pytest.mark.parametrize("join", ["cat", "sum"])
+@pytest.mark.parametrize("cls", [SGConv, BidirectionalSGConv])
+def test_sgconv_learns_a_power_of_the_distance(cls: type, join: str) -> None:
+    torch.manual_seed(0)
+    layer = bare(cls(3, 16, 2, join=join, decay="power", decay_min=0.5, decay_max=1.5))
+    filter = layer.filter
+    power = filter.power.detach()
+    assert ((power >= 0.5) & (power <= 1.5)).all()
+    assert len(power.unique()) == 3
+    assert sum(p.numel() for p in layer.parameters()) == sum(p.numel() for p in cls(3, 16, 2).parameters()) + 3 - 12
+    torch.testing.assert_close(filter.whole().norm(dim=-1), torch.ones(len(filter.norm), dtype=torch.float64), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        filter.pieces.fill_(1.0)
+        filter.pieces[1:] *= join == "cat"
+        ones = filter.whole() * filter.norm
+    reach = 16 if join == "cat" else 2
+    law = torch.arange(1, 17, dtype=torch.float64) ** -power.repeat(len(ones) // 3).unsqueeze(-1)
+    torch.testing.assert_close(ones[:, :reach], law[:, :reach])
+    assert not ones[:, reach:].any()
+    x = torch.randn(1, 20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    base = layer(x).square().sum()
+    base.backward()
+    with torch.no_grad():
+        filter.power[1] += 1e-6
+        change = float(layer(x).square().sum() - base.detach()) / 1e-6
+    assert float(filter.power.grad[1]) == pytest.approx(change, rel=1e-4)
+    names = {id(p): n for n, p in layer.named_parameters()}
+    slow = {names[id(p)] for g in parameter_groups(layer, lr=1e-2) if g["lr"] == 1e-3 for p in g["params"]}
+    assert slow == {"filter.pieces", "filter.power"}
+
+
 def test_sgconv_sums() -> None:
     torch.manual_seed(0)
     layer, x = bare(SGConv(3, 11, 2)), torch.randn(2, 14, 3, dtype=torch.float64)
