@@ -192,7 +192,7 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("classify", arrays("nan", X=X, y=np.where(y, np.nan, y)), "--steps=1", "the class of sequence 1 is NaN"),
         ("classify", plain, "--test=#[0]$|(", "is neither a file, a folder nor a regular expression"),
     ):
-        assert main([verb, data, "--quiet", f"--run={tmp_path / 'refused'}", option]) == 2
+        assert main([verb, data, "--quiet", "--steps=1", "--floor=false", f"--run={tmp_path / 'refused'}", option]) == 2
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1

@@ -119,7 +119,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["control", ENV, "--mixer=BidirectionalS5", f"--run={run}2"], "looks ahead"),
         (["control", ENV, "--env_options={depth: 3}", f"--run={run}2"], "does not take"),
         (["control", ENV, "--seeds=0", f"--run={run}2"], "seeds must be greater than 0"),
-        (["control", ENV, "--episodes=0", f"--run={run}2"], "episodes must be greater than 0; got 0"),
+        (["control", ENV, *small, "--episodes=0", f"--run={run}2"], "episodes must be greater than 0; got 0"),
         (["control", str(run), "--episodes=0"], "episodes must be greater than 0; got 0"),
         (
             ["control", ENV, "--envs=4", "--minibatches=9", f"--run={run}2"],

@@ -262,7 +262,8 @@ def test_each_wrong_option_is_one_line_and_leaves_no_run(
     option: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _frame(80).to_csv(tmp_path / "x.csv", index=False)
-    assert main(["forecast", str(tmp_path / "x.csv"), "--horizon=6", option, f"--run={tmp_path / 'run'}"]) == 2
+    small = ["--horizon=6", "--context=12", "--d_model=4", "--layers=1", "--steps=1", "--floor=false", "--plot=false"]
+    assert main(["forecast", str(tmp_path / "x.csv"), *small, option, f"--run={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
