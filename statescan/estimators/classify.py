@@ -193,6 +193,9 @@ def _supervise(kind: type[SequenceEstimator], verb: str, o: dict[str, Any]) -> R
         raise ValueError("--per_step needs a target for each position, and these data have one for each sequence: leave it out")
     if deep and not o["per_step"] and not numbers:
         raise ValueError("these data have a class for each position: add --per_step")
+    right = _below(tested.labels, o["per_step"])
+    if (np.isnan(right) if numbers else right == "").all():
+        raise ValueError("no target of the test part is known: nothing can be measured")
     if not numbers:
         known, asked = (set(_below(part.labels, o["per_step"]).tolist()) for part in (taught, tested))
         if asked - known - {""}:
@@ -245,7 +248,7 @@ def _supervise(kind: type[SequenceEstimator], verb: str, o: dict[str, Any]) -> R
         if isinstance(fitted, SequenceClassifier):
             draw_confusion(fitted.classes_, right[right != ""], first[right != ""], run / "confusion.png")
         elif o["per_step"]:
-            draw_trace(right[:length], first[:length], tested.names[0], run / "plot.png")
+            draw_trace(right[:length], first[:length], tested.names[0], "position" if stride == 1 else "frame", run / "plot.png")
         else:
             draw_points(right, first, run / "plot.png")
     return result

@@ -42,21 +42,26 @@ def draw_points(right: np.ndarray, guess: np.ndarray, path: Path) -> None:
     """Predicted against true, (n, K): a panel a target."""
     picture = figure(0.5 + 3.6 * right.shape[1], 4)
     for k, axes in enumerate(np.atleast_1d(picture.subplots(1, right.shape[1]))):
+        known = right[~np.isnan(right[:, k]), k]
         axes.scatter(right[:, k], guess[:, k], s=9, alpha=0.6)
-        axes.axline((float(np.nanmean(right[:, k])),) * 2, slope=1, color="grey", linestyle="--", linewidth=1)
+        if len(known):
+            axes.axline((float(known.mean()),) * 2, slope=1, color="grey", linestyle="--", linewidth=1)
         axes.set(xlabel="true", ylabel="predicted", title=f"target {k + 1}" if right.shape[1] > 1 else "")
+        axes.set_aspect("equal", adjustable="datalim")
         axes.grid(alpha=0.3)
     with replacing(path) as temporary:
         picture.savefig(temporary, format="png", dpi=110)
 
 
-def draw_trace(right: np.ndarray, guess: np.ndarray, name: str, path: Path) -> None:
-    """One sequence's targets and answers, (T, K): a panel a target."""
-    picture = figure(9, 0.6 + 2 * right.shape[1])
-    for k, axes in enumerate(np.atleast_1d(picture.subplots(right.shape[1], 1))):
+def draw_trace(right: np.ndarray, guess: np.ndarray, name: str, unit: str, path: Path) -> None:
+    """One sequence's targets and answers, (T, K), of positions or frames: a panel a target."""
+    picture = figure(9, 0.8 + 2 * right.shape[1])
+    for k, axes in enumerate(np.atleast_1d(picture.subplots(right.shape[1], 1, sharex=True))):
         axes.plot(right[:, k], color="black", linewidth=1, label="true")
         axes.plot(guess[:, k], color="C0", linewidth=1, label="predicted")
+        axes.set(ylabel=f"target {k + 1}" if right.shape[1] > 1 else "target")
         axes.grid(alpha=0.3)
+    picture.axes[-1].set_xlabel(unit)
     picture.axes[0].set_title(name, fontsize=9, loc="left")
     picture.axes[0].legend(fontsize=8)
     with replacing(path) as temporary:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from statescan.estimators.pictures import figure
 from statescan.files import read_json, replacing, write_json, write_text
 from statescan.procedures.interrupt import Interrupted
@@ -123,7 +125,7 @@ def sweep(
     if taken := [name for name in named if name in _OURS]:
         raise ValueError(f"a sweep sets --{taken[0]} itself: seeds are counted from 0 by --seeds, and every run has a folder of its own")
     folder = Path(run)
-    _open(folder, {"verb": verb, "words": list(words), "over": list(over), "data": [_state(word) for word in words]})
+    _open(folder, {"verb": verb, "words": list(words), "over": list(over), "data": _state(words, folder)})
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", load_if_exists=True)
     lists = [values for values in space.values() if not isinstance(values, Range)]
     combinations = list(itertools.product(*lists)) if len(lists) == len(space) else None
@@ -201,6 +203,10 @@ def _open(folder: Path, config: Mapping[str, Any]) -> None:
     if file.is_file():
         before = read_json(file)
         for name, value in config.items():
+            if before[name] != value and name == "data":
+                raise ValueError(
+                    f"the data have changed since {folder} was begun: put them back as they were, or begin a new sweep with --run"
+                )
             if before[name] != value:
                 raise ValueError(f"{folder} holds another sweep, with {name} {before[name]}: give it a folder of its own with --run")
     write_json(file, config)
@@ -209,13 +215,15 @@ def _open(folder: Path, config: Mapping[str, Any]) -> None:
             one.unlink()
 
 
-def _state(word: str) -> list[int]:
-    """Of a file or folder that an option names, the sizes and times of change; nothing of another word."""
-    path = Path(word.partition("=")[2] if word.startswith("--") else word)
-    if not word or not path.exists():
-        return []
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+def _state(words: Sequence[str], own: Path) -> str:
+    """Digest of the sizes and times of change of files and folders among the words, but for the sweep's own folder."""
+    found = []
+    for word in words:
+        name = word.partition("=")[2] if word.startswith("--") else word
+        if name and (path := Path(name)).exists():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and own not in p.parents) if path.is_dir() else [path]
+            found.append([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return hashlib.blake2b(json.dumps(found).encode(), digest_size=12).hexdigest()
 
 
 def _try(verb: str, call: Callable[[list[str]], Any], words: Sequence[str], setting: Setting, seeds: int, folder: Path) -> Tried:
@@ -275,18 +283,24 @@ def _error(values: Sequence[float]) -> float:
 
 
 def _draw(found: Swept, space: Mapping[str, list[str] | Range], path: Path) -> None:
-    """A panel an option: every setting's value against the option's, with its standard error."""
+    """A panel an option, as wide as what is searched: every setting's value against the option's, with its standard error."""
     done = [tried for tried in found.tried if tried.values]
     picture = figure(0.8 + 3.2 * len(space), 3.4)
     panels = picture.subplots(1, len(space), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, space.items(), strict=True):
-        numbers = isinstance(values, Range)
-        x = [float(t.setting[name]) if numbers else values.index(t.setting[name]) for t in done]  # type: ignore[union-attr]
+        searched = isinstance(values, Range)
+        x = [float(t.setting[name] if searched else values.index(t.setting[name])) for t in done]  # type: ignore[union-attr]
         axes.errorbar(x, [_rank(t) for t in done], [_error(t.values) for t in done], fmt="o", markersize=4, alpha=0.7)
         axes.plot(x[:1], [_rank(done[0])], "o", color="C1", label="best")
-        axes.set(xlabel=name, xscale="log" if isinstance(values, Range) and values.log else "linear")
-        if not isinstance(values, Range):
+        if isinstance(values, Range):
+            axes.set_xscale("log" if values.log else "linear")
+            ticks = np.geomspace(values.low, values.high, 3) if values.log else np.linspace(values.low, values.high, 5)
+            ticks = np.unique(ticks.round()) if values.whole else ticks
+            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])  # widens the panel to them
+            axes.set_xticks([], minor=True)
+        else:
             axes.set_xticks(range(len(values)), values)
+        axes.set_xlabel(name)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(found.measure)
     panels[0].legend(fontsize=8)

@@ -190,6 +190,12 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("regress", plain, "--per_step", "--per_step needs a target for each position, and these data have one for each sequence"),
         ("classify", each, "--steps=1", "these data have a class for each position: add --per_step"),
         ("classify", arrays("nan", X=X, y=np.where(y, np.nan, y)), "--steps=1", "the class of sequence 1 is NaN"),
+        (
+            "regress",
+            arrays("unknown", X=X, y=np.where(np.arange(6) < 2, np.nan, y)),
+            "--test=#[01]$",
+            "no target of the test part is known",
+        ),
         ("classify", plain, "--test=#[0]$|(", "is neither a file, a folder nor a regular expression"),
     ):
         assert main([verb, data, "--quiet", "--steps=1", "--floor=false", f"--run={tmp_path / 'refused'}", option]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,39 @@ def test_all_combinations_of_values_then_the_best_command(tmp_path: Path) -> Non
         sweep("compare", _compare(calls), ["--steps=8"], over, run=str(tmp_path), quiet=True)
     with pytest.raises(ValueError, match="sets --seed itself"):
         sweep("compare", _compare(calls), ["--steps=9"], ["seed=1,2"], run=str(tmp_path), quiet=True)
+
+
+def test_the_data_are_what_options_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a folder, in one word or two; not the folder the command is called in, nor the sweep's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("data/x.wav", "more.npz"):
+        (tmp_path / name).write_bytes(b"one")
+    calls: list[list[str]] = []
+
+    def call(words: list[str]) -> Any:
+        calls.append(words)
+        return SimpleNamespace(scores=[SimpleNamespace(label="M", accuracy={"test": 0.5})])
+
+    def again(*words: str) -> None:
+        sweep("compare", call, words, ["lr=0.1,0.2"], run="data/sweep", quiet=True)
+
+    monkeypatch.setattr("statescan.estimators.sweep._draw", lambda *arguments: None)
+
+    words = ["data", "--steps", "9", "--of=more.npz"]
+    again(*words)
+    (tmp_path / "other").write_text("of another command")
+    again(*words)
+    assert len(calls) == 2
+    for file in (tmp_path / "data" / "x.wav", tmp_path / "more.npz"):
+        before = file.stat()
+        file.write_bytes(b"two")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with pytest.raises(ValueError, match=r"the data have changed since data/sweep was begun: put them back"):
+            again(*words)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again(*words)
+    assert len(calls) == 2
 
 
 def test_ranges_are_searched(tmp_path: Path) -> None:
