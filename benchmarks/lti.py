@@ -18,6 +18,7 @@ from statescan.mixers.lti import LTIMixer
 from statescan.mixers.s4 import S4, LowRankSystem
 from statescan.mixers.s4d import S4D
 from statescan.ops.fft_conv import fft_conv
+from statescan.protocols import CausalMixer
 
 Row = dict[str, Any]
 
@@ -97,7 +98,7 @@ def _kernel(layer: LTIMixer, length: int, weights: Tensor) -> None:
     layer.kernel(length).backward(weights)
 
 
-def _steps(layer: LTIMixer, x: Tensor, state: Any) -> None:
+def _steps(layer: CausalMixer, x: Tensor, state: Any) -> None:
     for _ in range(10):
         layer.step(x, state)
 
@@ -105,8 +106,8 @@ def _steps(layer: LTIMixer, x: Tensor, state: Any) -> None:
 def steps(options: Options) -> list[Row]:
     """Microseconds a step after prompts of different lengths: the state is all there is."""
     rows: list[Row] = []
-    for name in ("S4", "S4D", "LSSL"):
-        layer: LTIMixer = ss.Spec(name, d_state=STATES)(64)
+    for name in ("S4", "S4D", "S5", "H3", "LSSL"):
+        layer: CausalMixer = ss.Spec(name, d_state=STATES)(64)
         x = torch.randn(1, 64)
         with torch.no_grad():
             calls = {}
