@@ -161,9 +161,9 @@ def test_the_value_residual_crosses_native_and_called_layers() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("hooked", [(1,), (2,), (0, 2)])
-def test_the_last_writer_of_the_value_residual_counts(hooked: tuple[int, ...], kind: torch.dtype) -> None:
-    made = rwkv7("RRT").to(kind)
+@pytest.mark.parametrize(("pattern", "hooked"), [("RRT", (1,)), ("RRT", (2,)), ("RRT", (0, 2)), ("RTRT", (1, 2))])
+def test_the_last_writer_of_the_value_residual_counts(pattern: str, hooked: tuple[int, ...], kind: torch.dtype) -> None:
+    made = rwkv7(pattern).to(kind)
     for i in hooked:
         made.backbone.layers[i].mixer.output.register_forward_hook(lambda module, args, output: output)
     engine, ids = ss.Engine(made), torch.tensor([5, 9])
@@ -208,3 +208,13 @@ def test_a_projection_of_another_type_is_called(name: str) -> None:
         assert "Adapted" in ss.Engine(made).called["layer 0"]
         projection.__class__ = torch.nn.Linear
     assert not ss.Engine(made).called
+
+
+def test_a_longer_sequence_of_projections_is_called() -> None:
+    made = model("GLA", "X")
+    made.backbone.layers[0].mixer.gk_proj.append(torch.nn.Tanh())
+    engine, ids = ss.Engine(made), torch.tensor([5, 9])
+    assert "gk_proj has 3 parts" in engine.called["layer 0"]
+    with torch.no_grad():
+        expected = made.step(ids, made.init_state(2))[0]
+    torch.testing.assert_close(engine.step(ids, made.init_state(2))[0], expected, rtol=1e-5, atol=1e-5)
