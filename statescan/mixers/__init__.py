@@ -2,6 +2,7 @@
 
 from statescan.mixers.attention import Attention, AttentionState, GrowingAttentionState
 from statescan.mixers.bidirectional import Bidirectional
+from statescan.mixers.butterfly import ButterflyConv
 from statescan.mixers.companion import ClosedLoopCompanion, Companion, CompanionState
 from statescan.mixers.conv_s5 import ConvS5, ConvS5State
 from statescan.mixers.cross_attention import CrossAttention
@@ -51,8 +52,6 @@ from statescan.mixers.two_sided import TwoSided
 __all__ = [
     "GLA",
     "H3",
-    "H3Conv",
-    "H3ConvState",
     "HGRN2",
     "KDA",
     "LRU",
@@ -73,6 +72,7 @@ __all__ = [
     "BidirectionalS5",
     "BidirectionalSGConv",
     "BidirectionalSMA",
+    "ButterflyConv",
     "ClosedLoopCompanion",
     "Companion",
     "CompanionState",
@@ -89,6 +89,8 @@ __all__ = [
     "GroupedMamba",
     "GrowingAttentionState",
     "GrowingLatentState",
+    "H3Conv",
+    "H3ConvState",
     "H3State",
     "Hydra",
     "LRUState",

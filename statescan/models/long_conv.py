@@ -11,7 +11,7 @@ from statescan.spec import Spec
 
 FAMILY = Family(
     name="long-conv",
-    introduces=("LongConv", "BidirectionalLongConv", "H3Conv"),
+    introduces=("LongConv", "BidirectionalLongConv", "ButterflyConv", "H3Conv"),
     title="Simple Hardware-Efficient Long Convolutions for Sequence Modeling",
     url="https://arxiv.org/abs/2302.06646",
     bibtex="""@inproceedings{fu2023simple,
@@ -22,7 +22,8 @@ FAMILY = Family(
   year={2023}
 }""",
     exact="Kernels (threshold, dropout, smoothing, initialisations), the circular kernel of 2 L taps, and the classifiers' counts.",
-    deviates="No learned butterflies. A threshold that would leave no kernel, as the one-file version's default does, is refused.",
+    deviates="Learned butterflies have the matrices that their transform uses, and no others. A threshold that would leave no kernel, as "
+    "the one-file version's default does, is refused.",
 )
 
 for _width, _count in ((256, 7_877_130), (512, 18_899_978)):

@@ -111,6 +111,10 @@ def test_h3_conv_is_two_long_convolutions_and_two_products(heads: int | None) ->
         y, state = layer.step(x[:, t], state)
         steps.append(y)
     torch.testing.assert_close(torch.stack(steps, 1), layer(x), atol=1e-13, rtol=0)
+    # behind 2 K - 2 positions nothing is left of a state; one before that something is
+    for positions in (7, 8):
+        warm, cold = (layer.scan(x[:, :positions], start)[1].products for start in (state, layer.init_state(2)))
+        assert bool(((warm - cold).abs() > 1e-12).any()) == (positions == 7)
 
 
 def test_h3_conv_counts_and_rates() -> None:

@@ -1,0 +1,115 @@
+"""A long convolution whose Fourier transforms are learned too.
+
+Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", 2023, https://arxiv.org/abs/2302.06646.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from statescan.mixers.long_conv import FreeKernel, KernelInit, LongKernel
+from statescan.mixers.lti import Activation, FinalAct
+from statescan.ops.checks import check_positive, check_shape, state_dtype
+from statescan.ops.fft_conv.blocks import block_fft, dft_matrix, matrix_sizes
+from statescan.parameters import Dynamic
+from statescan.protocols import Bus
+from statescan.registry import register
+from statescan.timeline import Timeline, hide
+
+
+class Butterfly(Dynamic):
+    """The transform of N points by :func:`block_fft`, whose matrices are parameters: (heads, n, n, 2) for every size n in it.
+
+    ``noise`` None: they start as those of the Fourier transform. Else they are what is added to those, normal with that deviation.
+    """
+
+    def __init__(self, length: int, heads: int, noise: float | None, lr: float) -> None:
+        super().__init__()
+        self.length, self.additive = length, noise is not None
+        self.matrices = tuple(dict.fromkeys(matrix_sizes(length)))
+        for n in self.matrices:
+            exact = torch.view_as_real(dft_matrix(n, torch.empty(0, dtype=torch.complex64, device=torch.get_default_device())))
+            start = exact.repeat(heads, 1, 1, 1) if noise is None else noise * torch.randn(heads, n, n, 2)
+            setattr(self, f"matrix_{n}", nn.Parameter(start))
+        self.dynamics = tuple(f"matrix_{n}" for n in self.matrices)  # type: ignore[misc]
+        self.learning_rates = dict.fromkeys(self.dynamics, lr)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., heads or D, L), real, L <= N, followed by zeros -> (..., N), complex."""
+        kind = torch.complex128 if x.dtype == torch.float64 else torch.complex64
+        return block_fft(nn.functional.pad(x, (0, self.length - x.shape[-1])).to(kind), self.matrix)
+
+    def matrix(self, n: int, x: Tensor) -> Tensor:
+        """(heads, n, n)"""
+        learned = torch.view_as_complex(getattr(self, f"matrix_{n}").to(x.real.dtype).contiguous())
+        return dft_matrix(n, x) + learned if self.additive else learned
+
+
+@register
+class ButterflyConv(LongKernel):
+    """:class:`LongConv` between two learned transforms F_u and F_k and the exact inverse one::
+
+        y = Re ifft(F_u(u) F_k(k)) + D u,   k = dropout(squash(smooth(kernel)))
+
+    Both are transforms of N points, the least power of two from 2 l_max on, made of matrices with at most 16 rows, which are parameters.
+    They start as Fourier's (or near by), where this is LongConv. What they become need not be a convolution: the layer may look ahead, so
+    it has no state.
+
+    Args:
+        d_model: width D.
+        l_max: taps K, and the longest sequence.
+        channels: kernels a channel, C.
+        own: every channel has transforms of its own.
+        noise: None: the matrices themselves are learned; else what is added to Fourier's, with this deviation at first (0.01 in the paper's
+            code).
+        transform_lr: the rate that the matrices do not exceed.
+        lam, kernel_dropout, smooth, init, kernel_lr, activation, final_act, dropout: see :class:`LongConv`.
+
+    Shapes: (B, L, D) -> (B, L, D), L at most l_max. Resets and masks go through ``Timeline.apart``.
+    """
+
+    examples = ({"l_max": 16}, {"l_max": 12, "channels": 2, "own": True, "noise": 0.01, "lam": 0.001})
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int = 1024,
+        channels: int = 1,
+        *,
+        own: bool = False,
+        noise: float | None = None,
+        transform_lr: float = 1e-3,
+        lam: float = 0.003,
+        kernel_dropout: float = 0.2,
+        smooth: int | None = None,
+        init: KernelInit = "random",
+        kernel_lr: float = 1e-3,
+        activation: Activation = "gelu",
+        final_act: FinalAct = "glu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(d_model, l_max, channels, activation, final_act, dropout)
+        check_positive(transform_lr=transform_lr)
+        self.filter = FreeKernel(d_model, l_max, channels, init, lam, kernel_dropout, smooth, kernel_lr)
+        length = 1 << (2 * l_max - 1).bit_length()
+        heads = channels * d_model if own else 1
+        self.of_input, self.of_kernel = (Butterfly(length, heads, noise, transform_lr) for _ in range(2))
+
+    def taps(self) -> Tensor:
+        return self.filter().unsqueeze(0)
+
+    def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
+        check_shape("x", x, ("B", "L", self.d_model))
+        if x.shape[1] > self.l_max:
+            raise ValueError(f"the learned transforms are of l_max={self.l_max} positions; got {x.shape[1]}: build a longer layer")
+        line = Timeline() if timeline is None else timeline.without_interval(type(self).__name__).expand(x.shape[0], x.shape[1])
+        u = hide(x, line)
+        k = self.of_kernel(self.taps()[0].to(state_dtype(x)))
+
+        def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
+            product = self.of_input(self.copied(rows).mT) * k
+            return torch.fft.ifft(product).real[..., : rows.shape[1]].mT
+
+        rows = u.to(state_dtype(x))
+        return self.mix(convolve(rows, None) if line.plain else line.apart(convolve, rows), u, line)
