@@ -143,18 +143,27 @@ class Mamba3(CausalMixer):
         delta = elapsed(dt, self.dt_bias, True, None, line.interval, line.mask, dtype)
         log_decay = -self._rate(a.to(dtype)).clamp(min=SLOWEST) * delta
         angle, last_angle = self._phases(math.pi * torch.tanh(theta.to(dtype)), delta, order, state)
-        k, q = self._turned(B, self.B_norm, self.B_bias, angle), self._turned(C, self.C_norm, self.C_bias, angle)
+        still = self.d_state // 2 - self.angles
+        turn = torch.complex(F.pad(angle.cos(), (0, still), value=1.0), F.pad(angle.sin(), (0, still))).unsqueeze(2)
+        k, q = self._turned(B, self.B_norm, self.B_bias, turn), self._turned(C, self.C_norm, self.C_bias, turn)
         v = v.unflatten(-1, heads).to(dtype)
-        (k_before, v_before), (k_last, v_last) = self._shifted(k, v, order, state)
         now = mix.to(dtype).sigmoid() * delta
-        before = (delta - now) * log_decay.exp()
-        inputs = self._several(v, self.mimo_x)
-        keys, values = torch.stack([k_before, k], 2), torch.stack([self._several(v_before, self.mimo_x), inputs], 2)
-        values = values * torch.stack([before, now], 2)[:, :, :, None, :, None]
-        y, ssm = self._recur(q, keys, values, log_decay, order, None if state is None else state.ssm)
-        y = self._gated(y + self.D[:, None] * inputs, self._several(z.unflatten(-1, heads), self.mimo_z))
+        (k_before, k_last), (v_before, v_last), (now_before, now_last) = (
+            _shifted(t, order, previous)
+            for t, previous in ((k, None if state is None else self._pairs(state.k)), (v, None if state is None else state.v), (now, None))
+        )
+        # What the position before adds as this one comes: its weight of then, which the incoming state has, and that of now.
+        added = (now_before + delta - now) * log_decay.exp()
+        before, inputs = self._several(v_before * added.unsqueeze(-1), self.mimo_x), self._several(v, self.mimo_x)
+        y, ssm = self._recur(q, k_before, before, log_decay, order, None if state is None else self._pairs(state.ssm))
+        y = y + self._present(q, k, now, inputs)
+        y = self._gated(y, self._several(z.unflatten(-1, heads), self.mimo_z))
         y = hide(self.out_proj(y.flatten(-2).to(u.dtype)), timeline)
-        return (y, Mamba3State(last_angle, ssm, k_last, v_last)) if return_state else y
+        if not return_state:
+            return y
+        writes = self._several((v_last * now_last.unsqueeze(-1)).unsqueeze(1), self.mimo_x)[:, 0]
+        ssm = ssm + torch.einsum("brhp,brhn->bhpn", writes, k_last)
+        return y, Mamba3State(last_angle, self._stored(ssm), self._stored(k_last), v_last)
 
     def _rate(self, a: Tensor) -> Tensor:
         if self.rate == "softplus":
@@ -174,34 +183,19 @@ class Mamba3(CausalMixer):
         angle, last = (torch.remainder(t, 2 * math.pi).to(speed.dtype) for t in (summed, last))
         return angle, last
 
-    def _turned(self, raw: Tensor, norm: RMSNorm, bias: Tensor, angle: Tensor) -> Tensor:
-        """B or C as projected, (B, L, R G N) -> (B, L, R, H, N), normed, biased and rotated."""
-        raw = norm(raw.unflatten(-1, (self.rank, self.ngroups, self.d_state))).to(angle.dtype)
-        x = raw.repeat_interleave(self.nheads // self.ngroups, dim=-2) + bias.transpose(0, 1)
-        cos, sin = angle.cos().unsqueeze(2), angle.sin().unsqueeze(2)
-        turning, half = self.angles, self.d_state // 2
-        if self.layout == "pairs":
-            pairs, rest = x[..., : 2 * turning].unflatten(-1, (turning, 2)), x[..., 2 * turning :]
-            one, other = pairs.unbind(-1)
-            return torch.cat([torch.stack([one * cos - other * sin, one * sin + other * cos], -1).flatten(-2), rest], -1)
-        one, still, other, rest = x.split([turning, half - turning, turning, half - turning], -1)
-        return torch.cat([one * cos - other * sin, still, one * sin + other * cos, rest], -1)
+    def _turned(self, raw: Tensor, norm: RMSNorm, bias: Tensor, turn: Tensor) -> Tensor:
+        """B or C as projected, (B, L, R G N) -> (B, L, R, H, N), normed, biased and rotated; states in pairs."""
+        raw = norm(raw.unflatten(-1, (self.rank, self.ngroups, 1, self.d_state))).to(turn.real.dtype)
+        x = self._pairs(raw) + self._pairs(bias.transpose(0, 1).unflatten(1, (self.ngroups, -1)))
+        return torch.view_as_real(torch.view_as_complex(x.flatten(3, 4).unflatten(-1, (-1, 2))) * turn).flatten(-2)
 
-    def _shifted(
-        self, k: Tensor, v: Tensor, order: Timeline, state: Mamba3State | None
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Keys (B, L, R, H, N) and values (B, L, H, P) of the existing position before each, and the last ones of all."""
-        both = torch.cat([k.flatten(2), v.flatten(2)], -1)
-        back = both.new_tensor([1.0, 0.0]).expand(both.shape[-1], 2)
-        tail = None if state is None else torch.cat([state.k.flatten(1), state.v.flatten(1)], -1).unsqueeze(1)
-        shifted, tail = causal_conv1d(both, back, state=tail, timeline=order, return_state=True)
+    def _pairs(self, x: Tensor) -> Tensor:
+        """States (..., N) in the order of the parameters and of the state -> each pair's two side by side."""
+        return x if self.layout == "pairs" else x.unflatten(-1, (2, -1)).mT.flatten(-2)
 
-        def apart(t: Tensor) -> tuple[Tensor, Tensor]:
-            keys, values = t.split([k[0, 0].numel(), v[0, 0].numel()], -1)
-            return keys.unflatten(-1, k.shape[2:]), values.unflatten(-1, v.shape[2:])
-
-        k_last, v_last = apart(tail.squeeze(1))
-        return apart(shifted), (k_last, v_last)
+    def _stored(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`_pairs`."""
+        return x if self.layout == "pairs" else x.unflatten(-1, (-1, 2)).mT.flatten(-2)
 
     def _several(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """(B, L, H, P) -> (B, L, R, H, P)."""
@@ -210,26 +204,31 @@ class Mamba3(CausalMixer):
     def _recur(
         self, q: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, order: Timeline, ssm: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """y (B, L, R, H, P) and the last state: linear attention over 2 R writes a position, those of the position before first.
+        """Linear attention over R writes a position: y (B, L, R, H, P) and the last state (B, H, P, N).
 
-        Query r stands at write r of its own position, and what it has not met of that position is added.
+        Query r stands at write r of its position, and what it has not met of that position is added.
         """
-        rank, writes = self.rank, 2 * self.rank
-        queries = F.pad(q, (0, 0, 0, 0, rank, 0)).flatten(1, 2)
-        decay = F.pad(log_decay.unsqueeze(2), (0, 0, 0, writes - 1)).flatten(1, 2)
+        rank = self.rank
         line = Timeline(
-            reset=None if order.reset is None else F.pad(order.reset.unsqueeze(2), (0, writes - 1)).flatten(1, 2),
-            mask=None if order.mask is None else order.mask.repeat_interleave(writes, dim=1),
+            reset=None if order.reset is None else F.pad(order.reset.unsqueeze(2), (0, rank - 1)).flatten(1, 2),
+            mask=None if order.mask is None else order.mask.repeat_interleave(rank, dim=1),
         )
         y, last = linear_attention(
-            queries, keys.flatten(1, 3), values.flatten(1, 3), decay, scale=1.0, state=None if ssm is None else ssm.mT, timeline=line,
-            return_state=True,
+            q.flatten(1, 2), keys.flatten(1, 2), values.flatten(1, 2), F.pad(log_decay.unsqueeze(2), (0, 0, 0, rank - 1)).flatten(1, 2),
+            scale=1.0, state=None if ssm is None else ssm.mT, timeline=line, return_state=True,
         )  # fmt: skip
-        y = y.unflatten(1, (-1, writes))[:, :, rank:]
+        y = y.unflatten(1, (-1, rank))
         if rank > 1:
-            met = torch.einsum("blrhn,blshn->blhrs", q, keys[:, :, 1]).triu(1)
-            y = y + torch.einsum("blhrs,blshp->blrhp", met, values[:, :, 1])
-        return y, last.mT.contiguous()
+            missed = torch.einsum("blrhn,blshn->blhrs", q, keys).triu(1)
+            y = y + torch.einsum("blhrs,blshp->blrhp", missed, values)
+        return y, last.mT
+
+    def _present(self, q: Tensor, k: Tensor, now: Tensor, inputs: Tensor) -> Tensor:
+        """What a position's own writes give to its queries, and the skip: (B, L, R, H, P)."""
+        if self.rank == 1:
+            return ((q * k).sum(-1, keepdim=True) * now[:, :, None, :, None] + self.D[:, None]) * inputs
+        own = torch.einsum("blrhn,blshn->blhrs", q, k) * now[..., None, None]
+        return torch.einsum("blhrs,blshp->blrhp", own, inputs) + self.D[:, None] * inputs
 
     def _gated(self, y: Tensor, z: Tensor) -> Tensor:
         """(B, L, R, H, P) each -> (B, L, H, P)."""
@@ -249,3 +248,12 @@ class Mamba3(CausalMixer):
         heads, n, p = self.nheads, self.d_state, self.headdim
         shapes = ((heads, self.angles), (heads, p, n), (self.rank, heads, n), (heads, p))
         return Mamba3State(*(zeros_for(self.dt_bias, device, batch_size, *shape) for shape in shapes))
+
+
+def _shifted(x: Tensor, order: Timeline, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, L, ...) of the existing position before each, and of the last one of all, (B, ...); zeros where there is none."""
+    flat = x.flatten(2)
+    back = flat.new_tensor([1.0, 0.0]).expand(flat.shape[-1], 2)
+    tail = None if previous is None else previous.flatten(1).unsqueeze(1)
+    shifted, tail = causal_conv1d(flat, back, state=tail, timeline=order, return_state=True)
+    return shifted.unflatten(2, x.shape[2:]), tail.squeeze(1).unflatten(1, x.shape[2:])
