@@ -131,7 +131,7 @@ def _read(shared: Tables, u: Tensor, h: Tensor, here: Tensor, segment: Tensor, c
 
 def _forward(u: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     y, last = _run(u, A, B, C, state, reset, mask)
-    return y.contiguous(), last.clone()
+    return y.contiguous(), last.clone(memory_format=torch.contiguous_format)
 
 
 def _backward(gy: Tensor, glast: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
@@ -140,7 +140,7 @@ def _backward(gy: Tensor, glast: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     keys = torch._C._dispatch_tls_local_exclude_set() - torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), keys), torch.enable_grad():
         outputs = _run(*leaves, *inputs[5:])  # type: ignore[arg-type]
-        return torch.autograd.grad(outputs, leaves, (gy, glast))
+        return tuple(gradient.contiguous() for gradient in torch.autograd.grad(outputs, leaves, (gy, glast)))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -159,7 +159,7 @@ _opaque, _opaque_backward = gate.register(
     lambda u, A, B, C, state, *line: (u.new_empty(*u.shape, C.shape[1]), torch.empty_like(state, memory_format=torch.contiguous_format)),
     f"(Tensor gy, Tensor glast, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
-    lambda gy, glast, *inputs: tuple(torch.empty_like(tensor) for tensor in inputs[:5]),
+    lambda gy, glast, *inputs: tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs[:5]),
     _setup,
     _gradients,
     kind="portable",
