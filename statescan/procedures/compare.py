@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -299,10 +299,11 @@ def _train(contestant: Contestant, seed: int, source: Source, tests: Mapping[str
 
 def _pretrain(model: nn.Module, contestant: Contestant, seed: int, source: Source, o: SimpleNamespace) -> None:
     """Denoise the training set, a tenth of it held out, and leave the weights in the model."""
-    ids, n = source.all(seed).ids, source.task.vocab_size
+    task = cast(ClassTask, source.task)  # _check has seen to it
+    ids, n = source.all(seed).ids, task.vocab_size
     objective = Denoising(o.pretrain, mask_id=n)
     pattern, parts = layout(contestant.mixers, o.layers, contestant.d_ff)
-    denoiser = Denoiser(o.d_model, n + 1, pattern, parts, levels=n, ids=True, norm_f=True)
+    denoiser = Denoiser(o.d_model, n + 1, pattern, parts, levels=n, ids=True, norm=task.norm, norm_f=True)
     held = max(1, min(512, len(ids) // 10))
     denoise(denoiser, ids[held:], ids[:held], objective, o.pretrain_steps, o.batch_size, o.lr, o.weight_decay, o.eval_every, seed)
     transfer(denoiser, model)

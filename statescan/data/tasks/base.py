@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from statescan.heads import LanguageModel, SequenceClassifier
+from statescan.layers.norm import NormKind
 
 UNASKED = -100
 """The target of a position where nothing is predicted."""
@@ -105,13 +106,18 @@ class ClassTask(Task):
     """A task that asks for one of ``num_classes`` classes a row: a classifier learns it, which averages over the positions."""
 
     num_classes: int
+    norm: ClassVar[NormKind] = "batch"
+    """Of the model, as S4 and S5 have it on the long-range arena: what few positions say is lost in a mean over hundreds, unless it is
+    scaled by how rare it is."""
 
     @property
     def chance(self) -> float:
         return 1 / self.num_classes
 
     def model(self, d_model: int, layers: str, parts: Mapping[str, Callable[[int], nn.Module]]) -> nn.Module:
-        return SequenceClassifier(self.num_classes, d_model, self.vocab_size, layers, parts, encoder="embedding", norm_f=True)
+        return SequenceClassifier(
+            self.num_classes, d_model, self.vocab_size, layers, parts, encoder="embedding", norm=self.norm, norm_f=True
+        )
 
     @abstractmethod
     def draw(self, rows: int, rng: np.random.Generator) -> ClassRows:  # type: ignore[override]
