@@ -217,11 +217,11 @@ def _open(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _state(words: Sequence[str], own: Path) -> str:
     """Digest of the sizes and times of change of files and folders among the words, but for the sweep's own folder."""
-    found = []
+    found, own = [], own.resolve()
     for word in words:
         name = word.partition("=")[2] if word.startswith("--") else word
         if name and (path := Path(name)).exists():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and own not in p.parents) if path.is_dir() else [path]
+            files = sorted(p for p in path.rglob("*") if p.is_file() and own not in p.resolve().parents) if path.is_dir() else [path]
             found.append([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=12).hexdigest()
 

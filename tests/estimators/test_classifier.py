@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import pytest
 from statescan import state as states
 from statescan.cli import main
 from statescan.estimators import Forecaster, SequenceClassifier
+from statescan.procedures import fit
 from statescan.spec import Spec
 from tests.data.test_labelled import write_wav
 
@@ -205,6 +210,34 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "refused").exists()  # nothing was begun, so the name is free
     assert main(["classify", "--resume", str(tmp_path / "empty")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_fit_that_was_stopped_within_an_epoch_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With dropout, augmentation and sequences of unequal length."""
+    X, y = _waves(40, 0)
+    for i, (x, label) in enumerate(zip(X, y, strict=True)):
+        write_wav(tmp_path / "sound" / f"{label}_{i}.wav", x / 3)
+    small = ["--mixer=S4D", "--d_model=8", "--layers=1", "--stride=4", "--steps=9", "--batch_size=8", "--augment=true", "--dropout=0.3"]
+    small += ["--label=^(.)_", "--floor=false", "--plot=false", "--quiet"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["classify", str(tmp_path / "sound"), *small, f"--run={whole}"]) == 0
+    real = fit.take_step
+
+    def stopping(model: Any, optimizer: Any, loss_of: Any, step: int, schedule: Any) -> float:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, optimizer, loss_of, step, schedule)
+
+    monkeypatch.setattr(fit, "take_step", stopping)
+    assert main(["classify", str(tmp_path / "sound"), *small, f"--run={parts}"]) != 0
+    assert f"stopped after step 6; continue with: statescan classify --resume {parts}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["classify", f"--resume={parts}", "--quiet"]) == 0
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    one, two = (json.loads((run / "scores.json").read_text()) for run in (whole, parts))
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
 def test_a_forecaster_streams(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
