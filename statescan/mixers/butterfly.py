@@ -6,6 +6,7 @@ Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Mode
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.mixers.long_conv import FreeKernel, KernelInit, LongKernel
@@ -38,7 +39,7 @@ class Butterfly(Dynamic):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., heads or D, L), real, L <= N, followed by zeros -> (..., N), complex."""
         kind = torch.complex128 if x.dtype == torch.float64 else torch.complex64
-        return block_fft(nn.functional.pad(x, (0, self.length - x.shape[-1])).to(kind), self.matrix)
+        return block_fft(F.pad(x, (0, self.length - x.shape[-1])).to(kind), self.matrix)
 
     def matrix(self, n: int, x: Tensor) -> Tensor:
         """(heads, n, n)"""
@@ -54,11 +55,11 @@ class ButterflyConv(LongKernel):
 
     Both are transforms of N points, the least power of two from 2 l_max on, made of matrices with at most 16 rows, which are parameters.
     They start as Fourier's (or near by), where this is LongConv. What they become need not be a convolution: the layer may look ahead, so
-    it has no state.
+    it has no state. A longer sequence than l_max is cut into blocks of l_max positions, whose answers of twice that length add up.
 
     Args:
         d_model: width D.
-        l_max: taps K, and the longest sequence.
+        l_max: taps K, and positions in a block.
         channels: kernels a channel, C.
         own: every channel has transforms of its own.
         noise: None: the matrices themselves are learned; else what is added to Fourier's, with this deviation at first (0.01 in the paper's
@@ -66,10 +67,10 @@ class ButterflyConv(LongKernel):
         transform_lr: the rate that the matrices do not exceed.
         lam, kernel_dropout, smooth, init, kernel_lr, activation, final_act, dropout: see :class:`LongConv`.
 
-    Shapes: (B, L, D) -> (B, L, D), L at most l_max. Resets and masks go through ``Timeline.apart``.
+    Shapes: (B, L, D) -> (B, L, D), of any L. Resets and masks go through ``Timeline.apart``.
     """
 
-    examples = ({"l_max": 16}, {"l_max": 12, "channels": 2, "own": True, "noise": 0.01, "lam": 0.001})
+    examples = ({"l_max": 16}, {"l_max": 6, "channels": 2, "own": True, "noise": 0.01, "lam": 0.001})
 
     def __init__(
         self,
@@ -101,15 +102,16 @@ class ButterflyConv(LongKernel):
 
     def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
         check_shape("x", x, ("B", "L", self.d_model))
-        if x.shape[1] > self.l_max:
-            raise ValueError(f"the learned transforms are of l_max={self.l_max} positions; got {x.shape[1]}: build a longer layer")
         line = Timeline() if timeline is None else timeline.without_interval(type(self).__name__).expand(x.shape[0], x.shape[1])
         u = hide(x, line)
         k = self.of_kernel(self.taps()[0].to(state_dtype(x)))
 
         def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
-            product = self.of_input(self.copied(rows).mT) * k
-            return torch.fft.ifft(product).real[..., : rows.shape[1]].mT
+            length = rows.shape[1]
+            blocks = F.pad(self.copied(rows).mT, (0, -length % self.l_max)).unflatten(-1, (-1, self.l_max)).transpose(1, 2)
+            first, second = torch.fft.ifft(self.of_input(blocks) * k).real[..., : 2 * self.l_max].chunk(2, -1)
+            y = first + F.pad(second, (0, 0, 0, 0, 1, 0))[:, :-1]  # what a block says to the next one
+            return y.transpose(1, 2).flatten(2)[..., :length].mT
 
         rows = u.to(state_dtype(x))
         return self.mix(convolve(rows, None) if line.plain else line.apart(convolve, rows), u, line)

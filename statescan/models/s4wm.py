@@ -18,6 +18,7 @@ from statescan.ops.checks import check_positive, check_shape
 from statescan.parameters import parameter_groups
 from statescan.registry import Family, register, register_model
 from statescan.spec import Spec
+from statescan.timeline import Timeline, hide
 
 FAMILY = Family(
     name="s4wm",
@@ -49,6 +50,10 @@ class WorldOutput(NamedTuple):
     """(B, L - 1, H, W, C): decoded from h and z."""
 
 
+def _line(timeline: Timeline | None, frames: Tensor) -> Timeline | None:
+    return None if timeline is None else timeline.without_interval("WorldModel").expand(*frames.shape[:2])
+
+
 def _mlp(inputs: int, width: int, outputs: int, hidden: int) -> nn.Sequential:
     widths = [inputs] + [width] * hidden
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
@@ -63,6 +68,9 @@ class WorldModel(nn.Module):
         h_t = layers(g(z_0, a_0), ..., g(z_{t-1}, a_{t-1}))  (a convolution in training, a recurrence in imagination)
         p(z_t | h_t),   x_t ~ N(decoder(h_t, z_t), 1)
         loss = - log p(x_t | h_t, z_t) + beta [alpha KL(held q | p) + (1 - alpha) KL(q | held p)]   (each at least ``free`` nats)
+
+    A row may hold several episodes, and padding: a reset on the timeline of the frames marks an episode's first one. Nothing of an episode
+    reaches the next, and a frame without one before it in its episode is not foreseen: it does not count in the loss.
 
     Args:
         d_model: width D of the layers.
@@ -114,13 +122,17 @@ class WorldModel(nn.Module):
         self.spread = nn.Linear(d_model + self.latent.width, seen)
         self.decoder = FrameDecoder(widths[-1], channels, widths, groups)
 
-    def forward(self, frames: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> WorldOutput:
-        """All positions at once."""
+    def forward(
+        self, frames: Tensor, actions: Tensor, timeline: Timeline | None = None, *, generator: torch.Generator | None = None
+    ) -> WorldOutput:
+        """All positions at once; the timeline is that of the frames."""
         check_shape("frames", frames, ("B", "L", *self.size, self.channels))
         check_shape("actions", actions, (frames.shape[0], frames.shape[1] - 1, self.d_action))
-        posterior = self.observe(frames)
+        line = _line(timeline, frames)
+        posterior = self.observe(hide(frames, line))
         z = self.latent.sample(posterior, generator)
-        h = self.backbone(self.g(torch.cat([z[:, :-1], actions], -1)))
+        line = None if line is None else line.slice(0, frames.shape[1] - 1)  # that of what leads from frame to frame
+        h = self.backbone(self.g(torch.cat([z[:, :-1], hide(actions, line)], -1)), line)
         return WorldOutput(h, z, posterior[:, 1:], self.prior(h), self.decode(h, z[:, 1:]))
 
     def observe(self, frames: Tensor) -> Tensor:
@@ -131,11 +143,21 @@ class WorldModel(nn.Module):
         """The mean of the frames, (..., H, W, C)."""
         return self.decoder(self.spread(torch.cat([h, z], -1)).unflatten(-1, self.cells))
 
-    def loss(self, output: WorldOutput, frames: Tensor) -> Tensor:
-        """Mean over positions of the negative log-likelihood, up to a constant, and the divergence; ``frames`` are all L of them."""
-        error = 0.5 * (output.frames - frames[:, 1:]).square().sum((-3, -2, -1))
+    def loss(self, output: WorldOutput, frames: Tensor, timeline: Timeline | None = None) -> Tensor:
+        """Mean over positions of the negative log-likelihood, up to a constant, and the divergence; ``frames`` are all L of them.
+
+        A frame counts if it and the one before it exist, in one episode.
+        """
+        line = _line(timeline, frames)
+        error = 0.5 * (output.frames - hide(frames, line)[:, 1:]).square().sum((-3, -2, -1))
         divergence = balanced_divergence(self.latent, output.posterior, output.prior, self.alpha, self.free)
-        return (error + self.beta * divergence).mean()
+        each = error + self.beta * divergence
+        if line is None or line.plain:
+            return each.mean()
+        counts = torch.ones_like(each, dtype=torch.bool) if line.reset is None else ~line.reset[:, 1:]
+        if line.mask is not None:
+            counts = counts & line.mask[:, 1:] & line.mask[:, :-1]
+        return torch.where(counts, each, 0).sum() / counts.sum().clamp(min=1)
 
     def advance(self, z: Tensor, action: Tensor, state: FlatState) -> tuple[Tensor, FlatState]:
         """One step of the recurrence: z (B, Z) and the action that follows, (B, d_action) -> the next h (B, D)."""
@@ -143,12 +165,18 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def imagine(
-        self, frames: Tensor, actions: Tensor, *, latents: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        timeline: Timeline | None = None,
+        *,
+        latents: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Continue frames (B, T, H, W, C), T >= 1, under actions (B, T - 1 + steps, d_action), each latent from the prior.
 
         Returns h (B, steps, D) and frames (B, steps, H, W, C). ``latents`` (B, steps, Z) stand in for those from the prior, and latents
-        (B, T + steps, Z) also for those from the context's posteriors.
+        (B, T + steps, Z) also for those from the context's posteriors. The timeline is that of the frames.
         """
         check_shape("frames", frames, ("B", "T", *self.size, self.channels))
         length = frames.shape[1]
@@ -156,13 +184,16 @@ class WorldModel(nn.Module):
         if length < 1 or steps < 1:
             raise ValueError(f"imagining takes a frame, and an action for every step behind the last; got {length} and {actions.shape[1]}")
         check_shape("actions", actions, (frames.shape[0], length - 1 + steps, self.d_action))
+        line = _line(timeline, frames)
+        if line is not None and line.mask is not None and not bool(line.mask[:, -1].all()):
+            raise ValueError("imagination goes on from the last frame of a row, which must exist: pad in front")
         if latents is not None and latents.shape[1] == length + steps:
             z, latents = latents[:, :length], latents[:, length:]
         else:
-            z = self.latent.sample(self.observe(frames), generator)
+            z = self.latent.sample(self.observe(hide(frames, line)), generator)
         if latents is not None:
             check_shape("latents", latents, (frames.shape[0], steps, self.latent.width))
-        context, state = self.backbone.scan(self.g(torch.cat([z, actions[:, :length]], -1)))
+        context, state = self.backbone.scan(self.g(torch.cat([z, hide(actions[:, :length], line)], -1)), timeline=line)
         h = context[:, -1]
         hs: list[Tensor] = []
         zs: list[Tensor] = []

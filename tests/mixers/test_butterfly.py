@@ -38,11 +38,10 @@ def test_it_starts_as_the_long_convolution(channels: int, own: bool, noise: floa
     layer = ButterflyConv(3, 20, channels, own=own, noise=noise, lam=0.001).double().eval()
     plain = LongConv(3, 20, channels, lam=0.001).double().eval()
     plain.load_state_dict({name: value for name, value in layer.state_dict().items() if not name.startswith("of_")})
-    x = torch.randn(2, 17, 3, dtype=torch.float64)
-    # learned matrices are kept in float32, and those of the Fourier transform are exact in float64
-    torch.testing.assert_close(layer(x), plain(x), atol=1e-7 if noise is None else 1e-14, rtol=0)
-    with pytest.raises(ValueError, match="build a longer layer"):
-        layer(torch.zeros(1, 21, 3, dtype=torch.float64))
+    for length in (1, 17, 20, 21, 40, 53):
+        x = torch.randn(2, length, 3, dtype=torch.float64)
+        # learned matrices are kept in float32, and those of the Fourier transform are exact in float64
+        torch.testing.assert_close(layer(x), plain(x), atol=1e-7 if noise is None else 1e-14, rtol=0)
 
 
 def test_learned_matrices_are_no_longer_causal_and_all_of_them_learn() -> None:
