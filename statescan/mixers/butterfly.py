@@ -13,6 +13,7 @@ from statescan.mixers.long_conv import FreeKernel, KernelInit, LongKernel
 from statescan.mixers.lti import Activation, FinalAct
 from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.ops.fft_conv.blocks import block_fft, dft_matrix, matrix_sizes
+from statescan.ops.opaque import opaque
 from statescan.parameters import Dynamic
 from statescan.protocols import Bus
 from statescan.registry import register
@@ -28,23 +29,47 @@ class Butterfly(Dynamic):
     def __init__(self, length: int, heads: int, noise: float | None, lr: float) -> None:
         super().__init__()
         self.length, self.additive = length, noise is not None
-        self.matrices = tuple(dict.fromkeys(matrix_sizes(length)))
-        for n in self.matrices:
+        sizes = tuple(dict.fromkeys(matrix_sizes(length)))
+        for n in sizes:
             exact = torch.view_as_real(dft_matrix(n, torch.empty(0, dtype=torch.complex64, device=torch.get_default_device())))
             start = exact.repeat(heads, 1, 1, 1) if noise is None else noise * torch.randn(heads, n, n, 2)
             setattr(self, f"matrix_{n}", nn.Parameter(start))
-        self.dynamics = tuple(f"matrix_{n}" for n in self.matrices)  # type: ignore[misc]
+        self.dynamics = tuple(f"matrix_{n}" for n in sizes)  # type: ignore[misc]
         self.learning_rates = dict.fromkeys(self.dynamics, lr)
+
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """The parameters: there are one or two sizes."""
+        first, *others = (getattr(self, name) for name in self.dynamics)
+        return first, others[0] if others else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., heads or D, L), real, L <= N, followed by zeros -> (..., N), complex."""
-        kind = torch.complex128 if x.dtype == torch.float64 else torch.complex64
-        return block_fft(F.pad(x, (0, self.length - x.shape[-1])).to(kind), self.matrix)
+        return _transform(x, self.length, *self.stored(), self.additive)
 
-    def matrix(self, n: int, x: Tensor) -> Tensor:
-        """(heads, n, n)"""
-        learned = torch.view_as_complex(getattr(self, f"matrix_{n}").to(x.real.dtype).contiguous())
-        return dft_matrix(n, x) + learned if self.additive else learned
+
+def _transform(x: Tensor, length: int, first: Tensor, second: Tensor | None, additive: bool) -> Tensor:
+    stored = {matrix.shape[1]: matrix for matrix in (first, second) if matrix is not None}
+
+    def matrix(n: int, x: Tensor) -> Tensor:
+        learned = torch.view_as_complex(stored[n].to(x.real.dtype).contiguous())
+        return dft_matrix(n, x) + learned if additive else learned
+
+    kind = torch.complex128 if x.dtype == torch.float64 else torch.complex64
+    return block_fft(F.pad(x, (0, length - x.shape[-1])).to(kind), matrix)
+
+
+def _convolve(u: Tensor, k: Tensor, first: Tensor, second: Tensor | None, size: int, additive: bool) -> tuple[Tensor]:
+    """u (B, W, L) in blocks of ``size`` positions, k (W, N, 2): what the blocks say, added up, (B, W, L)."""
+    blocks = F.pad(u, (0, -u.shape[2] % size)).unflatten(2, (-1, size)).transpose(1, 2)
+    product = _transform(blocks, k.shape[1], first, second, additive) * torch.view_as_complex(k)
+    here, beyond = torch.fft.ifft(product).real[..., : 2 * size].chunk(2, -1)
+    y = here + F.pad(beyond, (0, 0, 0, 0, 1, 0))[:, :-1]
+    return (y.transpose(1, 2).flatten(2)[..., : u.shape[2]],)
+
+
+_opaque = opaque(
+    "butterfly_conv", _convolve, "Tensor u, Tensor k, Tensor first, Tensor? second, int size, bool additive", lambda u, *_: (u,), results=1
+)
 
 
 @register
@@ -104,14 +129,12 @@ class ButterflyConv(LongKernel):
         check_shape("x", x, ("B", "L", self.d_model))
         line = Timeline() if timeline is None else timeline.without_interval(type(self).__name__).expand(x.shape[0], x.shape[1])
         u = hide(x, line)
-        k = self.of_kernel(self.taps()[0].to(state_dtype(x)))
+        k = torch.view_as_real(self.of_kernel(self.taps()[0].to(state_dtype(x))))
 
         def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
-            length = rows.shape[1]
-            blocks = F.pad(self.copied(rows).mT, (0, -length % self.l_max)).unflatten(-1, (-1, self.l_max)).transpose(1, 2)
-            first, second = torch.fft.ifft(self.of_input(blocks) * k).real[..., : 2 * self.l_max].chunk(2, -1)
-            y = first + F.pad(second, (0, 0, 0, 0, 1, 0))[:, :-1]  # what a block says to the next one
-            return y.transpose(1, 2).flatten(2)[..., :length].mT
+            given = (self.copied(rows).mT.contiguous(), k, *self.of_input.stored(), self.l_max, self.of_input.additive)
+            y: Tensor = _opaque(*given) if torch.compiler.is_compiling() else _convolve(*given)[0]
+            return y.mT
 
         rows = u.to(state_dtype(x))
         return self.mix(convolve(rows, None) if line.plain else line.apart(convolve, rows), u, line)

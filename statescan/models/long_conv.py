@@ -52,16 +52,6 @@ register_model(
 )  # fmt: skip
 
 register_model(
-    "h3-conv-tiny",
-    Spec(
-        LanguageModel, vocab_size=31, d_model=8, layers="HF", norm="layer",
-        parts={"H": Spec(H3Conv, num_heads=4, l_max=5, lam=0.001), "F": Spec(MLP, d_ff=10, activation="gelu_tanh", bias=True)},
-    ),
-    family=FAMILY,
-    tiny=True,
-)  # fmt: skip
-
-register_model(
     "long-conv-tiny",
     Spec(LanguageModel, vocab_size=31, d_model=8, layers="C*2", norm="layer", parts={"C": Spec(LongConv, l_max=9, lam=0.001)}),
     family=FAMILY,

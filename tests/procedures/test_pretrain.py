@@ -7,6 +7,7 @@ import torch
 
 from statescan import Spec
 from statescan.heads import SequenceClassifier
+from statescan.layers import MLP
 from statescan.procedures.pretrain import Denoiser, Denoising, pretrain, transfer
 
 PARTS = {"S": Spec("S4D", d_state=4)}
@@ -123,3 +124,43 @@ def test_pretraining_learns_and_keeps_the_best() -> None:
     with torch.no_grad():
         found = float(model.loss(model(noisy.inputs), noisy))
     assert abs(found - min(value for _, value in curve)) < 1e-6
+
+
+@pytest.mark.full
+def test_a_transformer_pretrained_on_its_rows_beats_one_from_scratch_at_equal_steps() -> None:
+    """A row of 128 symbols is one of 64, twice; the question is its first symbol, which also comes 64 positions behind the middle: next.
+
+    Denoising asks for such a copy 64 times a row, the task once, and there are 512 rows.
+    """
+    symbols, steps, tuning = 32, 325, 75
+    parts = {"A": Spec("Attention", num_heads=4), "F": Spec(MLP, d_ff=64, activation="gelu")}
+    model = {"d_model": 32, "d_input": symbols, "layers": "AFAF", "parts": parts}
+    (x, y), (other, expected) = (
+        (half.repeat(1, 2), half[:, 0]) for half in (torch.randint(0, symbols, (512, 64), generator=seeded(seed)) for seed in (0, 1))
+    )
+
+    def tuned(classifier: SequenceClassifier, steps: int) -> float:
+        generator = seeded()
+        optimizer = torch.optim.AdamW(classifier.parameter_groups(lr=3e-3))
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 10 * (step + 1) / steps))
+        for _ in range(steps):
+            chosen = torch.randint(len(x), (32,), generator=generator)
+            loss = classifier.loss(classifier(x[chosen]), y[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+        with torch.no_grad():
+            return float((classifier.eval()(other).argmax(-1) == expected).float().mean())
+
+    def fresh() -> SequenceClassifier:
+        torch.manual_seed(10)
+        return SequenceClassifier(num_classes=symbols, encoder="embedding", pool="last", **model)
+
+    torch.manual_seed(0)
+    source, begun = Denoiser(levels=symbols, ids=True, masked=False, **model), fresh()
+    pretrain(source, x, other[:64], Denoising("causal"), steps=steps - tuning, lr=3e-3, eval_every=125)
+    transfer(source, begun)
+    assert tuned(begun, tuning) > 0.8
+    assert tuned(fresh(), steps) < 0.4
