@@ -215,7 +215,7 @@ class H3Conv(KeyValueMemory):
 
     gathers_documents = True
     # memory stays undeclared: after 2 l_max - 2 positions nothing of a state is left, but for the rounding of the Fourier transform
-    examples = ({"l_max": 9, "lam": 0.001}, {"num_heads": 16, "l_max": 4, "lam": 0.0, "smooth": 3})
+    examples = ({"num_heads": 16, "l_max": 4, "lam": 0.001, "smooth": 3},)
 
     def __init__(
         self,

@@ -117,8 +117,7 @@ class SGConv(WindowedConv):
 
     examples = (
         {"l_max": 10, "d_kernel": 2},
-        {"l_max": 7, "d_kernel": 4, "decay_max": 3.0, "mode": "nearest", "final_act": "glu"},
-        {"l_max": 9, "d_kernel": 3, "join": "sum", "decay": "power", "decay_min": 0.5, "decay_max": 1.0},
+        {"l_max": 9, "d_kernel": 4, "join": "sum", "decay": "power", "decay_min": 0.5, "mode": "nearest", "final_act": "glu"},
     )
 
     def __init__(
