@@ -20,33 +20,6 @@ from statescan.registry import register
 from statescan.timeline import Timeline, hide
 
 
-class Butterfly(Dynamic):
-    """The transform of N points by :func:`block_fft`, whose matrices are parameters: (heads, n, n, 2) for every size n in it.
-
-    ``noise`` None: they start as those of the Fourier transform. Else they are what is added to those, normal with that deviation.
-    """
-
-    def __init__(self, length: int, heads: int, noise: float | None, lr: float) -> None:
-        super().__init__()
-        self.length, self.additive = length, noise is not None
-        sizes = tuple(dict.fromkeys(matrix_sizes(length)))
-        for n in sizes:
-            exact = torch.view_as_real(dft_matrix(n, torch.empty(0, dtype=torch.complex64, device=torch.get_default_device())))
-            start = exact.repeat(heads, 1, 1, 1) if noise is None else noise * torch.randn(heads, n, n, 2)
-            setattr(self, f"matrix_{n}", nn.Parameter(start))
-        self.dynamics = tuple(f"matrix_{n}" for n in sizes)  # type: ignore[misc]
-        self.learning_rates = dict.fromkeys(self.dynamics, lr)
-
-    def stored(self) -> tuple[Tensor, Tensor | None]:
-        """The parameters: there are one or two sizes."""
-        first, *others = (getattr(self, name) for name in self.dynamics)
-        return first, others[0] if others else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., heads or D, L), real, L <= N, followed by zeros -> (..., N), complex."""
-        return _transform(x, self.length, *self.stored(), self.additive)
-
-
 def _transform(x: Tensor, length: int, first: Tensor, second: Tensor | None, additive: bool) -> Tensor:
     stored = {matrix.shape[1]: matrix for matrix in (first, second) if matrix is not None}
 
@@ -70,6 +43,37 @@ def _convolve(u: Tensor, k: Tensor, first: Tensor, second: Tensor | None, size: 
 _opaque = opaque(
     "butterfly_conv", _convolve, "Tensor u, Tensor k, Tensor first, Tensor? second, int size, bool additive", lambda u, *_: (u,), results=1
 )
+
+
+class Butterflies(Dynamic):
+    """Two transforms of N points by :func:`block_fft`, whose matrices are parameters: (heads, n, n, 2) for every size n in it, one or two.
+
+    ``noise`` None: they start as those of the Fourier transform. Else they are what is added to those, normal with that deviation.
+    """
+
+    def __init__(self, length: int, size: int, heads: int, noise: float | None, lr: float) -> None:
+        super().__init__()
+        self.length, self.size, self.additive = length, size, noise is not None
+        self.sizes = tuple(dict.fromkeys(matrix_sizes(length)))
+        for role in ("input", "kernel"):
+            for n in self.sizes:
+                exact = torch.view_as_real(dft_matrix(n, torch.empty(0, dtype=torch.complex64, device=torch.get_default_device())))
+                start = exact.repeat(heads, 1, 1, 1) if noise is None else noise * torch.randn(heads, n, n, 2)
+                setattr(self, f"{role}_{n}", nn.Parameter(start))
+        self.dynamics = tuple(f"{role}_{n}" for role in ("input", "kernel") for n in self.sizes)  # type: ignore[misc]
+        self.learning_rates = dict.fromkeys(self.dynamics, lr)
+
+    def matrices(self, role: str) -> tuple[Tensor, Tensor | None]:
+        """Those of one transform."""
+        first, *others = (getattr(self, f"{role}_{n}") for n in self.sizes)
+        return first, others[0] if others else None
+
+    def forward(self, u: Tensor, k: Tensor) -> Tensor:
+        """u (B, heads or W, L) and k (W, K), K at most ``size`` -> (B, W, L)."""
+        spectrum = torch.view_as_real(_transform(k, self.length, *self.matrices("kernel"), self.additive))
+        given = (u, spectrum, *self.matrices("input"), self.size, self.additive)
+        y: Tensor = _opaque(*given) if torch.compiler.is_compiling() else _convolve(*given)[0]
+        return y
 
 
 @register
@@ -120,7 +124,7 @@ class ButterflyConv(LongKernel):
         self.filter = FreeKernel(d_model, l_max, channels, init, lam, kernel_dropout, smooth, kernel_lr)
         length = 1 << (2 * l_max - 1).bit_length()
         heads = channels * d_model if own else 1
-        self.of_input, self.of_kernel = (Butterfly(length, heads, noise, transform_lr) for _ in range(2))
+        self.transforms = Butterflies(length, l_max, heads, noise, transform_lr)
 
     def taps(self) -> Tensor:
         return self.filter().unsqueeze(0)
@@ -129,11 +133,10 @@ class ButterflyConv(LongKernel):
         check_shape("x", x, ("B", "L", self.d_model))
         line = Timeline() if timeline is None else timeline.without_interval(type(self).__name__).expand(x.shape[0], x.shape[1])
         u = hide(x, line)
-        k = torch.view_as_real(self.of_kernel(self.taps()[0].to(state_dtype(x))))
+        k = self.taps()[0].to(state_dtype(x))
 
         def convolve(rows: Tensor, _: Timeline | None) -> Tensor:
-            given = (self.copied(rows).mT.contiguous(), k, *self.of_input.stored(), self.l_max, self.of_input.additive)
-            y: Tensor = _opaque(*given) if torch.compiler.is_compiling() else _convolve(*given)[0]
+            y: Tensor = self.transforms(self.copied(rows).mT.contiguous(), k)
             return y.mT
 
         rows = u.to(state_dtype(x))

@@ -37,7 +37,7 @@ def test_it_starts_as_the_long_convolution(channels: int, own: bool, noise: floa
     torch.manual_seed(0)
     layer = ButterflyConv(3, 20, channels, own=own, noise=noise, lam=0.001).double().eval()
     plain = LongConv(3, 20, channels, lam=0.001).double().eval()
-    plain.load_state_dict({name: value for name, value in layer.state_dict().items() if not name.startswith("of_")})
+    plain.load_state_dict({name: value for name, value in layer.state_dict().items() if not name.startswith("transforms.")})
     for length in (1, 17, 20, 21, 40, 53):
         x = torch.randn(2, length, 3, dtype=torch.float64)
         # learned matrices are kept in float32, and those of the Fourier transform are exact in float64
@@ -47,7 +47,8 @@ def test_it_starts_as_the_long_convolution(channels: int, own: bool, noise: floa
 def test_learned_matrices_are_no_longer_causal_and_all_of_them_learn() -> None:
     torch.manual_seed(0)
     layer = ButterflyConv(3, 20, 2, own=True, noise=0.01, lam=0.0).double().eval()
-    assert [tuple(p.shape) for n, p in layer.of_input.named_parameters()] == [(6, 16, 16, 2), (6, 4, 4, 2)]
+    shapes = {name: tuple(p.shape) for name, p in layer.transforms.named_parameters()}
+    assert shapes == {f"{role}_{n}": (6, n, n, 2) for role in ("input", "kernel") for n in (16, 4)}
     x = torch.randn(2, 17, 3, dtype=torch.float64)
     changed = torch.cat([x[:, :-1], -x[:, -1:]], 1)
     assert (layer(x) - layer(changed))[:, :-1].abs().max() > 1e-6
@@ -57,4 +58,4 @@ def test_learned_matrices_are_no_longer_causal_and_all_of_them_learn() -> None:
         assert parameter.grad.any(), name
     names = {id(p): n for n, p in layer.named_parameters()}
     slow = {names[id(p)].partition(".")[0] for g in parameter_groups(layer, lr=1e-2) if g["lr"] == 1e-3 for p in g["params"]}
-    assert slow == {"of_input", "of_kernel", "filter"}
+    assert slow == {"transforms", "filter"}
