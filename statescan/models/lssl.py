@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from statescan.heads import LanguageModel
 from statescan.mixers import LSSL
-from statescan.models.s4 import classifier
+from statescan.models.s4 import NormBehind, classifier
 from statescan.registry import Family, register_model
 from statescan.spec import Spec
 
@@ -25,3 +26,9 @@ FAMILY = Family(
 
 _LAYER = Spec(LSSL, d_state=256, dropout=0.1)
 register_model("lssl-cifar", classifier(10, 256, 3, norm="layer", dropout=0.1, n_layer=4, mixer=_LAYER), family=FAMILY, parameters=540_178)
+register_model(
+    "lssl-tiny",
+    Spec(LanguageModel, vocab_size=31, d_model=8, layers="S", norm="layer", parts={"S": Spec(NormBehind, mixer=Spec(LSSL, d_state=3))}),
+    family=FAMILY,
+    tiny=True,
+)
