@@ -197,7 +197,7 @@ class S4D(ModalMixer):
         if interval is not None:
             delta = delta * (interval.to(delta.dtype) if isinstance(interval, Tensor) else interval)
         log_decay, inputs = dyn.discretize_diagonal(A, B, delta, "bilinear" if self.disc == "bilinear" else "zoh")
-        readout = 2 * torch.view_as_complex(self.C.to(delta.dtype).contiguous())
+        readout = 2 * torch.view_as_complex((self.C if readout is None else readout).to(delta.dtype).contiguous())
         if self.bandlimit is not None:
             readout = torch.where(delta * A.imag.abs() < self.bandlimit * math.pi, readout, 0)
         return System(log_decay, inputs, readout)

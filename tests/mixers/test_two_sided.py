@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from statescan import Spec, Timeline
+from statescan.mixers.companion import Companion
+from statescan.mixers.lssl import LSSL
+from statescan.mixers.lti import LTIMixer
 from statescan.mixers.mamba import Mamba
+from statescan.mixers.s4 import S4
 from statescan.mixers.s4d import S4D
 from statescan.mixers.two_sided import TwoSided
 
@@ -24,6 +28,20 @@ def test_the_backward_kernel_starts_at_the_next_position() -> None:
         ahead[0] += layer.ahead.D
         assert (y[4:] - ahead).abs().max() < 1e-12
         assert (y[:4] - back.flip(0)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("mixer", [Spec(S4D, d_state=4), Spec(S4, d_state=4), Spec(LSSL, d_state=4), Spec(Companion, d_state=4)])
+def test_the_second_readout_is_used(mixer: Spec[LTIMixer]) -> None:
+    torch.manual_seed(0)
+    layer, x = TwoSided(4, mixer), torch.randn(2, 5, 4)
+    before = layer(x)
+    (gradient,) = torch.autograd.grad(before.pow(2).sum(), layer.readout_back)
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    with torch.no_grad():
+        layer.readout_back.neg_()
+        after = layer(x)
+    assert (after - before).abs()[:, :-1].amax() > 1e-3
+    torch.testing.assert_close(after[:, -1], before[:, -1])
 
 
 def test_what_it_cannot_do() -> None:
