@@ -36,9 +36,9 @@ class Builder:
         self.workspace = workspace
         self.program = gate.module.Program()
         self.state_shapes: list[tuple[int, ...]] = []
+        """Without the batch; -1 is the number of entries of a cache."""
         self.counts: set[int] = set()
         """Those of the states that are int64."""
-        """Without the batch; -1 is the number of entries of a cache."""
         self.watched: list[tuple[dict[str, Any], str]] = []
         self.products = 0
         """Numbers in the matrices that a row is multiplied by."""

@@ -288,8 +288,7 @@ def _draw(found: Swept, space: Mapping[str, list[str] | Range], path: Path) -> N
     picture = figure(0.8 + 3.2 * len(space), 3.4)
     panels = picture.subplots(1, len(space), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, space.items(), strict=True):
-        searched = isinstance(values, Range)
-        x = [float(t.setting[name] if searched else values.index(t.setting[name])) for t in done]  # type: ignore[union-attr]
+        x = [float(t.setting[name] if isinstance(values, Range) else values.index(t.setting[name])) for t in done]
         axes.errorbar(x, [_rank(t) for t in done], [_error(t.values) for t in done], fmt="o", markersize=4, alpha=0.7)
         axes.plot(x[:1], [_rank(done[0])], "o", color="C1", label="best")
         if isinstance(values, Range):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.mixers.ss2d import SS2D
 from statescan.ops.checks import check_positive
@@ -36,14 +36,14 @@ class Grid(Mixer):
     folds_length = True
     examples = ({"mixer": Spec(SS2D, d_state=2), "width": 3},)
 
-    def __init__(self, d_model: int, mixer: Callable[[int], nn.Module] = Spec(SS2D), *, width: int) -> None:
+    def __init__(self, d_model: int, mixer: Callable[[int], Mixer] = Spec(SS2D), *, width: int) -> None:
         super().__init__()
         check_positive(width=width)
         self.width = width
         self.mixer = mixer(d_model)
-        if getattr(self.mixer, "space_ndim", 0) != 1:
+        if not isinstance(self.mixer, Mixer) or self.mixer.space_ndim != 1:
             raise ValueError(f"Grid needs a mixer of maps (B, H, W, D), for example SS2D; {type(self.mixer).__name__} is none")
-        self.residual_outputs = tuple(f"mixer.{name}" for name in getattr(self.mixer, "residual_outputs", ()))  # type: ignore[misc]
+        self.residual_outputs = tuple(f"mixer.{name}" for name in self.mixer.residual_outputs)  # type: ignore[misc]
 
     def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
         if timeline is None or timeline.without_interval("Grid").plain:

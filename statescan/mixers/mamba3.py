@@ -58,7 +58,7 @@ class Mamba3(CausalMixer):
 
     Args:
         d_model: width D.
-        d_state: states a channel, N.
+        d_state: states a channel, N, an even number.
         expand: inner width E = expand * d_model.
         headdim: channels a head, P.
         ngroups: groups of heads that share B and C, G.
@@ -111,8 +111,8 @@ class Mamba3(CausalMixer):
         self.ngroups, self.rank = ngroups, rank
         self.angles = int(d_state * rope_fraction) // 2
         self.rate, self.layout = rate, layout or ("pairs" if mimo_rank is None else "halves")
-        if self.layout == "halves" and d_state % 2:
-            raise ValueError(f"layout 'halves' needs an even d_state; got {d_state}")
+        if d_state % 2:
+            raise ValueError(f"Mamba3 turns states in pairs and needs an even d_state; got {d_state}")
         self.sizes = [d_inner, d_inner, *[d_state * ngroups * rank] * 2, *[self.nheads] * 3, self.angles]
         self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
         self.dt_bias = nn.Parameter(init_delta_bias((self.nheads,), dt_min, dt_max, dt_init_floor))

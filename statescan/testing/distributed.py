@@ -84,9 +84,10 @@ def _process(
         dist.all_gather(outputs, mine["output"].contiguous())
         if rank == 0:
             results.put({**{k: v.numpy() for k, v in mine.items()}, "output": torch.cat(outputs).numpy()})
-    except Exception:
+    except Exception as error:
         if rank == 0:
             results.put(traceback.format_exc(limit=-3))
+        traceback.clear_frames(error.__traceback__)
         raise
     finally:
         # A wrapper that outlives the group joins the group's threads while it holds the interpreter's lock, for which they may wait.

@@ -244,7 +244,7 @@ def expect_exports(subject: Subject, timed: bool = True) -> None:
         torch.export.save(program, file)
         file.seek(0)
         exported = torch.export.load(file).module()
-        for b, n in ((1, LENGTHS[1] if dynamic else LENGTHS[0]), (2, LENGTHS[2] if dynamic else LENGTHS[0])):
+        for b, n in zip((1, 2), LENGTHS[1:] if dynamic else LENGTHS[:1] * 2, strict=True):
             arguments = _arguments(subject, module, b, n, timed)
             y, last = exported(*arguments)
             wanted, wanted_last = _Call(subject, module)(*arguments)

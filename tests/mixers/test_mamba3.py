@@ -182,4 +182,4 @@ def test_it_is_told_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="headdim must divide expand \\* d_model = 24"):
         ss.Spec("Mamba3", headdim=7)(12)
     with pytest.raises(ValueError, match="needs an even d_state; got 7"):
-        Mamba3(12, d_state=7, headdim=4, layout="halves")
+        Mamba3(12, d_state=7, headdim=4)
