@@ -200,7 +200,8 @@ class ClosedLoopCompanion(_Companion):
         mode: see :class:`~statescan.mixers.lti.LTIMixer`.
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`CompanionState`. The published layer has a skip D that it does not use: here it is zero,
-    and not trained.
+    and not trained. A forward pass does not read k: DDP around a network without :meth:`expect` or :meth:`roll` needs
+    ``find_unused_parameters=True``.
     """
 
     dynamics: ClassVar[tuple[str, ...]] = ("a", "b", "c", "k", "D")

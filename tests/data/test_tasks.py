@@ -87,6 +87,18 @@ def test_mqar_asks_for_the_value_that_stood_behind_the_key():
         assert set(row[asked]) == set(keys)
 
 
+def test_mqar_without_noise_is_the_same_with_zeros_between_the_questions():
+    task = MQAR(vocab_size=64, length=80, pairs=10, noise=False)
+    ids, targets = answers(task)
+    loud, asked = answers(replace(task, noise=True))
+    assert (targets == asked).all()
+    said = targets != UNASKED
+    said[:, :20] = True
+    assert (ids[said] == loud[said]).all()
+    assert (ids[~said] == 0).all()
+    assert (loud[~said] != 0).any()
+
+
 def test_mqar_gaps_follow_their_power_law():
     near = MQAR(vocab_size=16, length=204, pairs=2, power=0.01)
     places = np.concatenate([np.flatnonzero(row != UNASKED) for row in answers(near, 2000)[1]])

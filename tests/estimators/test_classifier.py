@@ -201,6 +201,7 @@ def test_what_the_commands_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
             "--test=#[01]$",
             "no target of the test part is known",
         ),
+        ("classify", plain, "--mixer.d_state=0", "d_state must be positive; got 0"),
         ("classify", plain, "--test=#[0]$|(", "is neither a file, a folder nor a regular expression"),
     ):
         assert main([verb, data, "--quiet", "--steps=1", "--floor=false", f"--run={tmp_path / 'refused'}", option]) == 2

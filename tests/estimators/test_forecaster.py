@@ -256,6 +256,7 @@ def test_each_mistake_is_one_line_and_leaves_no_run(text: str, tmp_path: Path, c
         ("--season=0", "season must be greater than 0; got 0"),
         ("--quantiles=[0.9,0.1]", "quantiles must be levels between 0 and 1, rising; got (0.9, 0.1)"),
         ("--steps=0", "steps must be greater than 0; got 0"),
+        ("--mixer.d_state=0", "d_state must be positive; got 0"),
     ],
 )
 def test_each_wrong_option_is_one_line_and_leaves_no_run(

@@ -16,15 +16,16 @@ from statescan.registry import register
 class MQAR(Task):
     """Multi-query associative recall (Zoology, Arora et al. 2023, https://arxiv.org/abs/2312.04927).
 
-    ``k1 v1 k2 v2 ... `` then, among random tokens, every key once more: there its value is asked for. Keys are different ids of the lower
-    half of the vocabulary (0 excluded), values different ids of the upper half. A key's second place is one of the even places
-    behind the pairs, the g-th of them (g = 1, 2, ...) with weight g^(power - 1): soon rather than late.
+    ``k1 v1 k2 v2 ... `` then, among random tokens (or, without ``noise``, among zeros), every key once more: there its value is asked for.
+    Keys are different ids of the lower half of the vocabulary (0 excluded), values different ids of the upper half. A key's second place
+    is one of the even places behind the pairs, the g-th of them (g = 1, 2, ...) with weight g^(power - 1): soon rather than late.
     """
 
     vocab_size: int = 256
     length: int = 128
     pairs: int = 16
     power: float = 0.01
+    noise: bool = True
 
     def __post_init__(self) -> None:
         require(
@@ -45,7 +46,7 @@ class MQAR(Task):
         half, stored = self.vocab_size // 2, 2 * self.pairs
         keys = 1 + distinct(rng, rows, half - 1, self.pairs)
         values = half + distinct(rng, rows, self.vocab_size - half, self.pairs)
-        ids = rng.integers(self.vocab_size, size=(rows, self.length))
+        ids = self.noise * rng.integers(self.vocab_size, size=(rows, self.length))
         ids[:, 0:stored:2], ids[:, 1:stored:2] = keys, values
         # The largest of log-weight plus Gumbel noise: drawing without replacement, by weight.
         gaps = np.arange(1, (self.length - stored) // 2 + 1)
