@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from statescan.layers import init_delta_bias
 from statescan.mixers.delta import DeltaMixer, head_decay, strength
+from statescan.ops.checks import check_range
 from statescan.registry import register
 
 
@@ -36,6 +37,8 @@ class GatedDeltaNet(DeltaMixer):
         allow_neg_eigval: beta in (0, 2), so that the transition may have eigenvalues down to -1; DeltaProduct's usual choice.
         conv_size: taps of the short convolutions.
         norm_eps: of the norm.
+        A_init_range: A starts uniform in it; the paper has 0 to 16, of which the least is left out for its logarithm. With little of it a
+            layer starts by keeping all that it reads, like DeltaNet.
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`~statescan.mixers.delta.DeltaState`.
     """
@@ -58,13 +61,15 @@ class GatedDeltaNet(DeltaMixer):
         allow_neg_eigval: bool = False,
         conv_size: int = 4,
         norm_eps: float = 1e-5,
+        A_init_range: tuple[float, float] = (1e-3, 16.0),
     ) -> None:
+        check_range(A_init_range=A_init_range)
         heads, width = num_heads if num_v_heads is None else num_v_heads, round(expand_v * head_dim)
         super().__init__(d_model, num_heads, heads, head_dim, width, num_writes, conv_size, norm_eps)
         self.allow_neg_eigval = allow_neg_eigval
         self.a_proj = nn.Linear(d_model, heads, bias=False)
         self.b_proj = nn.Linear(d_model, num_writes * heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1e-3, 16).log())  # the paper's U(0, 16), without its logarithm of zero
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
         self.dt_bias = nn.Parameter(init_delta_bias((heads,), 0.001, 0.1, 1e-4))
         self.g_proj = nn.Linear(d_model, heads * width, bias=False) if use_gate else None
 

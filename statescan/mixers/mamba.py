@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm, init_delta_bias
 from statescan.ops import rms_norm, selective_scan
-from statescan.ops.checks import check_positive, state_dtype
+from statescan.ops.checks import check_positive, check_range, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -62,6 +62,9 @@ class Mamba(CausalMixer):
         bcdt_norm: no norm of r, B and C, an RMS norm, or one with weights (dt_layernorm, b_layernorm, c_layernorm).
         norm_eps: of that norm.
         share: key of the bus under which C_t h_t + D x_t, before the gate, is left for layers above (:class:`GatedMemoryUnit`).
+        A_init_range: -A of the N states starts evenly spaced over it; None is 1, 2, ..., N. With little of it and long steps, as in
+            ``A_init_range=(0.01, 0.01), dt_min=0.5, dt_max=0.5``, a layer starts by keeping all that it reads, like linear attention, and
+            learns to recall much sooner (https://arxiv.org/abs/2410.11135).
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`MambaState`. An interval multiplies delta; the input map is Euler's, so holding the
     input over two steps is not exactly one double step.
@@ -92,6 +95,7 @@ class Mamba(CausalMixer):
         bcdt_norm: Literal["none", "rms", "rms_weighted"] = "none",
         norm_eps: float = 1e-6,
         share: str | None = None,
+        A_init_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if bcdt_norm not in ("none", "rms", "rms_weighted"):
@@ -116,7 +120,10 @@ class Mamba(CausalMixer):
         else:
             nn.init.uniform_(self.dt_proj.weight, -scale, scale)
         self.dt_proj.bias = nn.Parameter(init_delta_bias((self.d_inner,), dt_min, dt_max, dt_init_floor))
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.d_inner, 1))
+        if A_init_range is not None:
+            check_range(A_init_range=A_init_range)
+        decays = torch.arange(1, d_state + 1, dtype=torch.float32) if A_init_range is None else torch.linspace(*A_init_range, d_state)
+        self.A_log = nn.Parameter(decays.log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 

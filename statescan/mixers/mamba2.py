@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, GatedRMSNorm, init_delta_bias
 from statescan.ops import ssd
-from statescan.ops.checks import check_positive, state_dtype
+from statescan.ops.checks import check_positive, check_range, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -106,6 +106,7 @@ class Mamba2(CausalMixer):
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, ngroups=ngroups, chunk_size=chunk_size)
         check_positive(d_inner=int(expand * d_model))
+        check_range(A_init_range=A_init_range)
         d_inner = int(expand * d_model)
         self.d_model, self.d_state, self.d_conv, self.ngroups = d_model, d_state, d_conv, ngroups
         self.d_ssm = d_inner if d_ssm is None else d_ssm

@@ -24,6 +24,13 @@ def check_positive(**sizes: float) -> None:
             raise ValueError(f"{name} must be positive; got {size}")
 
 
+def check_range(**ranges: tuple[float, float]) -> None:
+    """Of positive numbers, by name."""
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise ValueError(f"{name} must be two positive numbers, the smaller first; got {(low, high)}")
+
+
 def state_dtype(x: Tensor) -> torch.dtype:
     """States are float32, or float64 (complex64, complex128) when the input is."""
     if x.is_complex():

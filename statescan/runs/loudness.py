@@ -6,6 +6,7 @@ with its official test part (indices 0 to 4 of each speaker). Results: docs/clas
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -28,7 +29,7 @@ def loudness(x: np.ndarray) -> np.ndarray:
     spectrum = np.fft.rfft(x)
     edges = np.searchsorted(np.fft.rfftfreq(len(x), 1 / RATE), BANDS)
     bands = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         band = np.zeros_like(spectrum)
         band[low:high] = spectrum[low:high]
         bands.append(np.square(np.fft.irfft(band, len(x))).reshape(-1, FRAME).mean(1))
@@ -45,7 +46,9 @@ def write(recordings: str | os.PathLike[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
         if not rows:
-            raise ValueError(f"{recordings} has no recording of {LENGTH / RATE} s for the part {name!r}: expected files like 7_jackson_32.wav")
+            raise ValueError(
+                f"{recordings} has no recording of {LENGTH / RATE} s for the part {name!r}: expected files like 7_jackson_32.wav"
+            )
         np.savez(folder / f"{name}.npz", X=np.stack(rows), y=np.stack([loudness(x) for x in rows]))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan import Engine, LanguageModel, Spec, Timeline
-from statescan.mixers import Mamba, Mamba2
+from statescan.mixers import GatedDeltaNet, Mamba, Mamba2
 from statescan.ops import native_gate
 from statescan.testing.run import stir
 
@@ -110,7 +110,35 @@ def test_the_engine_does_not_ignore_them(part: Spec[Any], native: bool) -> None:
     assert native_gate.module is None or ({"layer 0", "layer 1"} <= engine.called.keys()) is not native
 
 
+def test_the_range_of_a_spreads_over_the_states_and_leaves_the_default_alone() -> None:
+    made = []
+    for A in (None, (1.0, 4.0), (0.01, 0.01)):
+        torch.manual_seed(0)
+        made.append(Mamba(8, d_state=4, A_init_range=A, dt_min=0.5, dt_max=0.5))
+    usual, spelled, slow = (mixer.A_log.detach().exp() for mixer in made)
+    torch.testing.assert_close(usual, torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(16, 4))
+    torch.testing.assert_close(spelled, usual)
+    torch.testing.assert_close(slow, torch.full((16, 4), 0.01))
+    assert torch.equal(made[0].in_proj.weight, made[2].in_proj.weight)
+    for mixer, least, most in ((made[2], 0.5, 0.9), (made[0], 0.0, 1e-6)):  # how much is left after 60 positions
+        state = mixer.init_state(1)
+        ends = [mixer(torch.zeros(1, 60, 8), state=state._replace(ssm=state.ssm + h), return_state=True)[1].ssm for h in (0, 1)]
+        left = ends[1] - ends[0]
+        assert least <= left.min()
+        assert left.max() <= most
+
+
+def test_gated_deltanet_starts_within_its_range() -> None:
+    decays = GatedDeltaNet(8, num_heads=32, head_dim=2, expand_v=1, A_init_range=(0.1, 0.2)).A_log.detach().exp()
+    assert 0.1 <= decays.min() < 0.13
+    assert 0.17 < decays.max() <= 0.2
+
+
 def test_mistakes_are_named() -> None:
+    for kind in (Mamba, Mamba2, GatedDeltaNet):
+        for wrong in ((2.0, 1.0), (0.0, 1.0)):
+            with pytest.raises(ValueError, match="A_init_range must be two positive numbers, the smaller first"):
+                kind(16, A_init_range=wrong)
     with pytest.raises(ValueError, match="bcdt_norm must be"):
         Mamba(16, bcdt_norm="layer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="five numbers"):
