@@ -25,10 +25,15 @@ SIGLIP = {
     "model_type": "siglip2_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_patches": 16, "patch_size": 4,
 }  # fmt: skip
+RADIO = {
+    "model_type": "radio", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16,
+    "max_img_size": 32, "video_temporal_patch_size": 2,
+}  # fmt: skip
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("qwen3_5_text-grouped", {"vision_config": EYES}),
     "qwen3_5_moe": ("qwen3_5_moe_text", {"vision_config": EYES}),
     "lfm2_vl": ("lfm2", {"vision_config": SIGLIP, "projector_hidden_size": 16}),
+    "nemotron_h_omni": ("nemotron_h-experts", {"vision_config": RADIO, "vision_hidden_size": 16, "projector_hidden_size": 16}),
 }
 """The language model's shape, and the rest."""
 
@@ -38,7 +43,7 @@ def make(kind: str) -> Any:
     text = {"model_type": case.split("-")[0], "vocab_size": VOCAB, "num_hidden_layers": 2, **CASES[case]}
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, text_config=text, **rest)
-    return stir(transformers.AutoModelForImageTextToText.from_config(config).eval(), scale=0.2)
+    return stir(transformers.AutoModelForMultimodalLM.from_config(config).eval(), scale=0.2)
 
 
 def test_every_kind_has_a_shape() -> None:
@@ -51,7 +56,9 @@ def test_every_kind_has_a_shape() -> None:
 def test_the_language_model_is_read(kind: str, tmp_path: Path) -> None:
     theirs = make(kind)
     theirs.save_pretrained(tmp_path / "whole")
-    with pytest.warns(UserWarning, match=r"\d+ tensors are no part of the language model and are left out: model\.(visual|multi)"):
+    with pytest.warns(
+        UserWarning, match=r"\d+ tensors are no part of the language model and are left out: (model\.visual|model\.multi|mlp1|vision_model)"
+    ):
         ours = from_pretrained(tmp_path / "whole")
     rows = torch.randint(0, VOCAB, (2, 11), generator=torch.Generator().manual_seed(0))
     expected = torch.stack([theirs(input_ids=row[None], use_cache=False).logits[0] for row in rows])
@@ -75,6 +82,19 @@ def test_layers_that_guess_further_ahead_are_left_out(tmp_path: Path) -> None:
     save_file({**load_file(file), "model.hearing.weight": torch.zeros(2, 2)}, file, {"format": "pt"})
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=r"model\.hearing\.weight"):
         from_pretrained(tmp_path)
+
+
+def test_the_older_name_of_a_config_inside(tmp_path: Path) -> None:
+    make("nemotron_h_omni").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="left out"):
+        expected = from_pretrained(tmp_path).state_dict()
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({"llm_config": config.pop("text_config"), **config}))
+    with pytest.warns(UserWarning, match="left out"):
+        found = from_pretrained(tmp_path).state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
