@@ -46,6 +46,8 @@ def mamba(b: Builder, m: Mamba, source: int, stream: int) -> None:
 
 def mamba2(b: Builder, m: Mamba2, source: int, stream: int) -> None:
     """Mamba-2's step, with its optional gated MLP beside the heads."""
+    if m.share is not None:
+        raise Unplain("a Mamba2 with share writes to the bus")
     if m.multipliers is not None:
         raise Unplain("there is no native step for Mamba2 with multipliers")
     H, P, N, G, M, S = m.nheads, m.headdim, m.d_state, m.ngroups, m.d_mlp, m.d_ssm

@@ -64,6 +64,7 @@ class Mamba2(CausalMixer):
         learnable_init_states: train the initial state.
         norm_eps: of the gated norm.
         multipliers: fixed factors of the parts z, x, B, C and dt of in_proj's output, in this order (Falcon-H1's mup vector).
+        share: key of the bus under which H_t C_t + D x_t, before the gate, is left for layers above (:class:`GatedMemoryUnit`).
 
     Shapes: (B, L, D) -> (B, L, D). State: :class:`Mamba2State`. An interval multiplies delta; the input map is Euler's, so holding the
     input over two steps is not exactly one double step.
@@ -102,6 +103,7 @@ class Mamba2(CausalMixer):
         learnable_init_states: bool = False,
         norm_eps: float = 1e-5,
         multipliers: tuple[float, float, float, float, float] | None = None,
+        share: str | None = None,
     ) -> None:
         super().__init__()
         check_positive(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, ngroups=ngroups, chunk_size=chunk_size)
@@ -109,6 +111,7 @@ class Mamba2(CausalMixer):
         check_range(A_init_range=A_init_range)
         d_inner = int(expand * d_model)
         self.d_model, self.d_state, self.d_conv, self.ngroups = d_model, d_state, d_conv, ngroups
+        self.share, self.writes = share, () if share is None else (share,)
         self.d_ssm = d_inner if d_ssm is None else d_ssm
         if not 0 < self.d_ssm <= d_inner:
             raise ValueError(f"d_ssm must lie in 1..{d_inner} (expand * d_model); got {d_ssm}")
@@ -154,6 +157,8 @@ class Mamba2(CausalMixer):
     ) -> Any:
         (v, delta_raw, B, C, z), conv, mlp = self.streams(x, timeline, state)
         y, ssm = self.recur(v, delta_raw, B, C, timeline, state)
+        if self.share is not None and bus is not None:
+            bus[self.share] = y.flatten(-2)
         y = hide(self.finish(y, z, mlp), timeline)
         return (y, Mamba2State(conv, ssm)) if return_state else y
 

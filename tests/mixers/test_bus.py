@@ -13,7 +13,7 @@ from torch import Tensor
 from statescan import Spec, Timeline
 from statescan import state as states
 from statescan.backbones import FlatBackbone, FlatState
-from statescan.mixers import Attention, CrossAttention, GatedMemoryUnit, Mamba
+from statescan.mixers import Attention, CrossAttention, GatedMemoryUnit, Mamba, Mamba2
 from statescan.testing import LAWS, Report, Subject
 from statescan.testing.run import stir
 
@@ -21,6 +21,13 @@ HEADS = {"num_heads": 4, "num_kv_heads": 2}
 MEMORY = {"M": Spec(Mamba, d_state=4, share="memory"), "G": Spec(GatedMemoryUnit, source="memory", d_inner=64)}
 PATTERNS: dict[str, tuple[str, dict[str, Spec[Any]]]] = {
     "memory": ("MG", MEMORY),
+    "memory of heads": (
+        "MG",
+        {
+            "M": Spec(Mamba2, d_state=4, headdim=16, d_ssm=48, share="memory"),
+            "G": Spec(GatedMemoryUnit, source="memory", d_inner=48, norm=True),
+        },
+    ),
     "keys": (
         "AC",
         {
@@ -121,7 +128,7 @@ def test_the_layer_below_is_needed() -> None:
     x = torch.randn(1, 3, 32)
     with pytest.raises(ValueError, match=r"reads \['memory'\], which no layer before it writes"):
         FlatBackbone(32, "GM", MEMORY)
-    with pytest.raises(ValueError, match="put a Mamba with share='memory' before it"):
+    with pytest.raises(ValueError, match="put a Mamba or Mamba2 with share='memory' before it"):
         GatedMemoryUnit(32, "memory", 64)(x, bus={})
     with pytest.raises(ValueError, match="must have shape"):
         GatedMemoryUnit(32, "memory", 64)(x, bus={"memory": torch.zeros(1, 3, 32)})

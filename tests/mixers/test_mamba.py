@@ -89,12 +89,29 @@ def test_what_is_shared_is_the_scan_before_the_gate() -> None:
     assert not bus["memory"][~line.mask].any()
 
 
+def test_what_mamba2_shares_is_the_scan_before_the_gate() -> None:
+    torch.manual_seed(0)
+    sharing = Mamba2(16, d_state=4, headdim=8, share="memory").double()
+    assert sharing.writes == ("memory",)
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    line = Timeline(torch.rand(2, 9) < 0.2, torch.rand(2, 9) < 0.7)
+    bus: dict[str, Tensor] = {}
+    y = sharing(x, line, bus=bus)
+    torch.testing.assert_close(sharing(x, line), y)  # nobody need listen
+    (v, delta, B, C, z), _, mlp = sharing.streams(x, line)
+    scan = sharing.recur(v, delta, B, C, line, None)[0]
+    torch.testing.assert_close(bus["memory"], scan.flatten(-2), atol=1e-12, rtol=0)
+    torch.testing.assert_close(y[line.mask], sharing.finish(scan, z, mlp)[line.mask], atol=1e-12, rtol=0)
+    assert not bus["memory"][~line.mask].any()
+
+
 @pytest.mark.parametrize(
     ("part", "native"),
     [
         (Spec(Mamba, d_state=7, dt_rank=3, bcdt_norm="rms", norm_eps=1e-2), True),
         (Spec(Mamba, d_state=7, dt_rank=3, bcdt_norm="rms_weighted", norm_eps=1e-2), True),
         (Spec(Mamba, share="m"), False),
+        (Spec(Mamba2, d_state=8, headdim=16, share="m"), False),
         (Spec(Mamba2, d_state=8, headdim=16, multipliers=(2.0, 1.0, 1.0, 0.5, 1.0)), False),
     ],
 )
