@@ -47,6 +47,8 @@ class Mixer(Dynamic):
     """Serves resets and masks through ``Timeline.apart``, whose calls depend on the data: not under torch.compile or torch.export."""
     folds_length: ClassVar[bool] = False
     """Lays positions out in rows: torch.export, which cannot follow a length that is divided, makes a program for one length."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Parameters that another method than the forward reads: DDP around the layer alone must look for them (law 8)."""
     estimates_gradients: ClassVar[bool] = False
     """Its gradients are estimates for a function with jumps (straight through a rounding): law 4 compares them with no differences."""
     causal_tolerance: ClassVar[float] = 0.0

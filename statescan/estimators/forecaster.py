@@ -145,8 +145,7 @@ class Forecaster(Estimator):
                 raise ValueError(f"the {part} part, {size} positions, has no observed value: choose another val_size or test_size")
         make_rows(panel, self.together, train=-(val_size + test_size))  # which needs an observed value of each to find a scale
         if self.model is None:
-            with torch.random.fork_rng(devices=[]):
-                self.make_mixer(self.d_model)  # what it refuses, it refuses before a run begins
+            self.make_mixer(self.d_model)  # what it refuses, it refuses before a run begins
         else:
             if not panel.even:
                 raise ValueError(f"{self.name} reads evenly spaced windows, and these series are uneven: use a mixer instead of a model")

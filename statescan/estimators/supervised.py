@@ -181,8 +181,7 @@ class SequenceEstimator(Estimator):
             raise ValueError(f"low_layers must be 0 or more; got {self.low_layers}")
         if self.per_step and self.augment:
             raise ValueError("augment moves where a sequence begins, and its targets would not move along: leave it out with per_step")
-        with torch.random.fork_rng(devices=[]):
-            self.make_mixer(self.d_model)  # what it refuses, it refuses now
+        self.make_mixer(self.d_model)  # what it refuses, it refuses now
 
     def _per_sequence(self, sequences: Sequence[np.ndarray], y: Any) -> list[np.ndarray]:
         """The targets of each sequence, (answers, ...): one, or with ``per_step`` one a position or one a frame."""

@@ -15,6 +15,8 @@ _MODEL = {"residual_in_fp32": "residual_in_fp32", "tie_embeddings": "tie_embeddi
 _PARTS = {"Mamba1": "Mamba", "Mamba2": "Mamba2"}
 _KERNEL_OPTIONS = {"use_fast_path", "use_mem_eff_path", "layer_idx", "sequence_parallel"}
 """Arguments of the original mixers that choose a kernel for the same values."""
+_UNKNOWN = {"Mamba": {"norm_eps", "bcdt_norm", "share", "A_init_range"}, "Mamba2": {"norm_eps", "share", "multipliers"}}
+"""Arguments of ours that the original mixers do not have."""
 
 
 def read_original(config: Mapping[str, Any], where: str) -> Spec[Any]:
@@ -57,7 +59,7 @@ def write_original(model: Any) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"mamba_ssm knows stacks of Mamba or of Mamba2 only: {error}") from error
     ours = defaults(lookup(mixer.name))
-    arguments = {name: value for name, value in mixer.arguments.items() if value != ours[name] and name != "norm_eps"}
+    arguments = {name: value for name, value in mixer.arguments.items() if value != ours[name] and name not in _UNKNOWN[mixer.name]}
     if mixer.name == "Mamba2":
         arguments["headdim"] = model.backbone.layers[0].mixer.headdim
     vocabulary = spec.arguments["vocab_size"]

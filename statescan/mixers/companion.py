@@ -206,6 +206,7 @@ class ClosedLoopCompanion(_Companion):
 
     dynamics: ClassVar[tuple[str, ...]] = ("a", "b", "c", "k", "D")
     residual_outputs: ClassVar[tuple[str, ...]] = ()  # type: ignore[assignment]
+    unread = ("k",)
     examples = ({"d_state": 5},)
 
     def __init__(self, d_model: int, d_state: int = 64, normalise: bool = True, mode: Mode = "auto") -> None:

@@ -128,7 +128,7 @@ def compare(
 
     Args:
         task: mqar, joint-recall, selective-copying, induction-heads, in-context-language, parity, permutation, needle, copy, delay,
-            listops, pathfinder, repeat-first, delay-signal, autoregression or fourier-noise.
+            listops, pathfinder, repeat-first, delay-signal, autoregression, fourier-noise or moving-digits.
         mixers: names, mappings {name: ..., arguments}, and lists of these, which take the layers in turn: "Mamba, [Mamba, Attention]".
             LSTM is torch's.
         run: folder for the scores, table.md, table.json and plot.png.

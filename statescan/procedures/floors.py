@@ -49,7 +49,7 @@ def floors(train: Any, batches: Mapping[str, list[Any]], vocab_size: int) -> dic
 
     For ids: ``majority``, the most frequent answer; ``bag of tokens``, a logistic regression on how often each id stood there up to the
     question; ``logistic`` and ``MLP`` (64 hidden units) on the ids at each place up to the question. For signals: ``last value``, and
-    ``ridge``, a linear filter.
+    ``ridge``, a linear filter; of frames, pixel by pixel.
 
     Args:
         train: rows to fit to, as a task draws them.
@@ -57,8 +57,9 @@ def floors(train: Any, batches: Mapping[str, list[Any]], vocab_size: int) -> dic
         vocab_size: of the task.
     """
     if isinstance(train, Signals):
-        models = {"last value": Filter(torch.ones(1)), "ridge": ridge(train)}
-        return {name: {test: _mean([b.score(model) for b in rows]) for test, rows in batches.items()} for name, model in models.items()}
+        models = {"last value": Filter(torch.ones(1)), "ridge": ridge(train.apart())}
+        apart = {test: [batch.apart() for batch in rows] for test, rows in batches.items()}
+        return {name: {test: _mean([b.score(model) for b in rows]) for test, rows in apart.items()} for name, model in models.items()}
     known = _questions(train, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -72,6 +72,7 @@ class Subject:
         self.batch_dependent = any(layer.batch_dependent for layer in layers)
         self.gathers_documents = any(layer.gathers_documents for layer in layers)
         self.folds_length = any(layer.folds_length for layer in layers)
+        self.unread = any(layer.unread for layer in layers)
         self.estimates_gradients = any(layer.estimates_gradients for layer in layers)
         declared = (getattr(child, "law_tolerance", 0.0) for child in module.modules())
         self.tolerance = {**TOLERANCE, torch.float32: max(TOLERANCE[torch.float32], *declared)}

@@ -29,11 +29,18 @@ RADIO = {
     "model_type": "radio", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 4, "image_size": 16,
     "max_img_size": 32, "video_temporal_patch_size": 2,
 }  # fmt: skip
+EARS = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "projection_hidden_size": 16,
+    "projection_bias": False,
+}  # fmt: skip
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5": ("qwen3_5_text-grouped", {"vision_config": EYES}),
     "qwen3_5_moe": ("qwen3_5_moe_text", {"vision_config": EYES}),
     "lfm2_vl": ("lfm2", {"vision_config": SIGLIP, "projector_hidden_size": 16}),
-    "nemotron_h_omni": ("nemotron_h-experts", {"vision_config": RADIO, "vision_hidden_size": 16, "projector_hidden_size": 16}),
+    "nemotron_h_omni": (
+        "nemotron_h-experts",
+        {"vision_config": RADIO, "audio_config": EARS, "vision_hidden_size": 16, "projector_hidden_size": 16},
+    ),
 }
 """The language model's shape, and the rest."""
 

@@ -211,6 +211,21 @@ def test_a_bin_is_read_as_tensors_only(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["transformers", "mamba_ssm"])
+def test_arguments_that_the_target_does_not_have(tmp_path: Path, target: Any) -> None:
+    """What only initialises is left out, what computes is refused."""
+    slow = ss.Spec("Mamba", d_state=4, A_init_range=(0.1, 0.1))
+    model = ss.LanguageModel(16, 8, "M*2", {"M": slow})
+    export_pretrained(model, tmp_path / "slow", format=target)
+    again = from_pretrained(tmp_path / "slow")
+    assert same_bits(model.state_dict(), again.state_dict())
+    assert again.backbone.layers[0].mixer.A_log.exp().sub(0.1).abs().max() < 1e-6
+    assert "A_init_range" not in (tmp_path / "slow" / "config.json").read_text()
+    for part in (ss.Spec("Mamba", d_state=4, share="m"), ss.Spec("Mamba2", d_state=4, headdim=8, share="m")):
+        with pytest.raises(ValueError, match="share"):
+            export_pretrained(ss.LanguageModel(16, 8, "M", {"M": part}), tmp_path / "shared", format=target)
+
+
+@pytest.mark.parametrize("target", ["transformers", "mamba_ssm"])
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
 def test_a_truncated_file(model: Any, tmp_path: Path, target: Any, keep: int) -> None:
     export_pretrained(model, tmp_path, format=target)

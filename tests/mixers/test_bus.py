@@ -108,6 +108,13 @@ def test_a_memory_of_ones_makes_a_gated_unit() -> None:
     torch.testing.assert_close(layer(x, bus={"m": torch.ones(2, 5, 24)}), expected)
 
 
+def test_a_normed_unit_is_normed_behind_the_gate() -> None:
+    layer, x, memory = GatedMemoryUnit(16, "m", 24, norm=True, norm_eps=0.5), torch.randn(2, 5, 16), torch.randn(2, 5, 24)
+    gated = memory * torch.nn.functional.silu(layer.in_proj(x))
+    expected = layer.out_proj(gated / (gated.square().mean(-1, keepdim=True) + 0.5).sqrt())
+    torch.testing.assert_close(layer(x, bus={"m": memory}), expected)
+
+
 @pytest.mark.parametrize("arguments", [{}, {"rotary_base": None}, {"window": 4}, {"lambda_init": 0.2, "rotary_dim": 4}])
 def test_queries_of_the_sharing_layer_give_its_output(arguments: dict[str, Any]) -> None:
     """With the same queries and output, reading over the bus is the sharing layer itself."""

@@ -3,10 +3,11 @@
 from statescan.data.tasks.base import UNASKED, Examples, Task
 from statescan.data.tasks.copying import Copy, Delay, SelectiveCopying
 from statescan.data.tasks.episodes import RepeatFirst
+from statescan.data.tasks.frames import MovingDigits
 from statescan.data.tasks.language import Automaton, InContextLanguage, random_automaton
 from statescan.data.tasks.long_range import ListOps, Pathfinder
 from statescan.data.tasks.recall import MQAR, InductionHeads, JointRecall, Needle
-from statescan.data.tasks.signals import SIGNALS, Autoregression, DelaySignal, FourierNoise
+from statescan.data.tasks.signals import Autoregression, DelaySignal, FourierNoise
 from statescan.data.tasks.tracking import Parity, Permutation
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "InductionHeads",
     "JointRecall",
     "ListOps",
+    "MovingDigits",
     "Needle",
     "Parity",
     "Pathfinder",
@@ -39,4 +41,7 @@ TASKS: tuple[type[Task], ...] = (
     MQAR, JointRecall, SelectiveCopying, InductionHeads, InContextLanguage, Parity, Permutation, Needle, Copy, Delay, RepeatFirst, ListOps,
     Pathfinder,
 )  # fmt: skip
-"""Every task on ids; those on signals are SIGNALS."""
+"""Every task on ids."""
+
+SIGNALS: tuple[type[Task], ...] = (DelaySignal, Autoregression, FourierNoise, MovingDigits)
+"""Every task on real numbers."""

@@ -22,8 +22,8 @@ from statescan.registry import register
 
 
 class Signals(NamedTuple):
-    """Inputs (B, L), targets (B, L), NaN where nothing is asked for; of the last ``horizon`` positions the inputs are what the model said
-    at the position before."""
+    """Inputs (B, L), or frames (B, L, H, W), and targets alike, NaN where nothing is asked for; of the last ``horizon`` positions the
+    inputs are what the model said at the position before."""
 
     ids: Tensor
     targets: Tensor
@@ -36,6 +36,11 @@ class Signals(NamedTuple):
     def take(self, rows: Tensor) -> Signals:
         """Some of the rows."""
         return Signals(self.ids[rows], self.targets[rows], self.horizon)
+
+    def apart(self) -> Signals:
+        """Frames as a signal a pixel, (B H W, L)."""
+        ids, targets = (t if t.ndim == 2 else t.flatten(2).mT.flatten(0, 1) for t in (self.ids, self.targets))
+        return Signals(ids, targets, self.horizon)
 
     def loss(self, model: nn.Module) -> Tensor:
         """Mean squared error, every input given."""
@@ -204,6 +209,3 @@ class Autoregression(SignalTask):
         target = x[:, 1:].copy()
         target[:, :asked] = np.nan
         return Signals(torch.from_numpy(x[:, :-1]).float(), torch.from_numpy(target).float(), self.test_horizon)
-
-
-SIGNALS: tuple[type[SignalTask], ...] = (DelaySignal, Autoregression, FourierNoise)

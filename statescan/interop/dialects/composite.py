@@ -12,7 +12,7 @@ class Composite(NamedTuple):
     """One model type."""
 
     prefix: str
-    """What the language model's tensors begin with, where alone they begin with ``model.``"""
+    """What the language model's tensors begin with, where alone they begin with ``model.``, or with nothing (``whole``)."""
     left_out: tuple[str, ...]
     """What the tensors of the other parts begin with."""
     whole: tuple[str, ...] = ()
@@ -25,16 +25,7 @@ COMPOSITES: dict[str, Composite] = {
     "lfm2_vl": Composite("model.language_model.", ("model.vision_tower.", "model.multi_modal_projector.")),
     "nemotron_h_omni": Composite(
         "language_model.",
-        (
-            "vision_model.",
-            "vision_final_layernorm.",
-            "mlp1.",
-            "sound_encoder.",
-            "sound_projection.",  # as they are saved
-            "multi_modal_projector.",
-            "audio_tower.",
-            "embed_audio.",  # as transformers calls them
-        ),
+        ("vision_model.", "mlp1.", "sound_encoder.", "sound_projection."),
         whole=("backbone", "lm_head"),
     ),
 }
@@ -42,7 +33,7 @@ COMPOSITES: dict[str, Composite] = {
 
 def language_model(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The config of the language model inside: the rest of the file says how the other parts are made and joined to it."""
-    inner = config.get("text_config", config.get("llm_config"))  # Nemotron's first files say llm_config
+    inner = config.get("text_config") or config.get("llm_config")  # Nemotron's first files say llm_config
     if not isinstance(inner, Mapping) or "model_type" not in inner:
         raise ValueError(f"{where}: a {config['model_type']} must have a text_config with a model_type; got {inner!r}")
     if config.get("quantization_config") is not None:

@@ -30,15 +30,19 @@ def portable(a: Tensor, b: Tensor, c: Tensor, length: int) -> Tensor:
     inverse = reciprocal(q, length + d)
     # Nothing wraps around to the coefficients that are read. A tracer sees a number whose half it can name.
     traced = torch.compiler.is_compiling() or not isinstance(length, int)
-    points = 2 * (length + 2 * d) if traced else smooth(length + 3 * d)
+    points = 2 * (length + 2 * d) if traced else _points(length + 3 * d)
     spectrum = torch.fft.rfft(start, n=points) * torch.fft.rfft(inverse, n=points) * torch.fft.rfft(b.flip(-1), n=points)
     return torch.fft.irfft(spectrum, n=points)[..., d - 1 : d - 1 + length].to(dtype)
 
 
+def _points(least: int) -> int:
+    """A length that a transform likes, where it is a number."""
+    return least if torch.compiler.is_compiling() or not isinstance(least, int) else smooth(least)
+
+
 def product(p: Tensor, q: Tensor, terms: int) -> Tensor:
     """The first ``terms`` coefficients of the product of two series, (..., m) and (..., n)."""
-    points = p.shape[-1] + q.shape[-1]
-    points = points if torch.compiler.is_compiling() or not isinstance(points, int) else smooth(points)
+    points = _points(p.shape[-1] + q.shape[-1])
     out = torch.fft.irfft(torch.fft.rfft(p, n=points) * torch.fft.rfft(q, n=points), n=points)
     return out[..., :terms]
 
