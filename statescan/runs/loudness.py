@@ -52,11 +52,11 @@ def write(recordings: str | os.PathLike[str], folder: Path) -> None:
         np.savez(folder / f"{name}.npz", X=np.stack(rows), y=np.stack([loudness(x) for x in rows]))
 
 
-def hiss(recordings: str, run: str = "runs/loudness", low_layers: int = 2, steps: int = 1_000, seed: int = 0) -> Result:
+def hiss(recordings: str, run: str = "runs/loudness", low_layers: int = 2, steps: int = 250, seed: int = 0) -> Result:
     """Two levels of S4, the lower one reading the 80 samples of a frame; ``low_layers=0`` puts one matrix in its place."""
     data = Path(run).with_name(Path(run).name + "-data")
     write(recordings, data)
     return regress(
         str(data / "learn.npz"), run, test=str(data / "test.npz"), per_step=True, mixer=Spec("S4"), d_model=32, layers=2,
-        low_layers=low_layers, stride=FRAME, steps=steps, lr=4e-3, batch_size=16, seed=seed,
+        low_layers=low_layers, stride=FRAME, steps=steps, lr=4e-3, batch_size=8, seed=seed,
     )  # fmt: skip
