@@ -74,8 +74,8 @@ def cost(m: Any) -> Cost:
         return Cost(updates=m.d_inner * m.d_state)
     if isinstance(m, Mamba2):
         return Cost(products=m.d_ssm * (4 * m.d_state + CHUNK) + m.ngroups * CHUNK * m.d_state)
-    if isinstance(m, Mamba3):  # a query, the writes of this position and of the one before
-        return _matrix_state(3 * m.rank, m.nheads, m.d_state, m.headdim)
+    if isinstance(m, Mamba3):  # a query and a write: what a write gives to its own position and to the next can be added at once
+        return _matrix_state(2 * m.rank, m.nheads, m.d_state, m.headdim)
     if isinstance(m, GLA | RetNet | MLSTM):
         return _matrix_state(2, m.num_heads, m.key_width, m.value_width)
     if isinstance(m, HGRN2):

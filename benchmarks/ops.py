@@ -18,7 +18,7 @@ from statescan.ops.case import Case
 
 Row = dict[str, Any]
 
-NAMES = ("selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "slstm", "diagonal_scan", "causal_conv1d")
+NAMES = ("selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "mamba3", "slstm", "diagonal_scan", "causal_conv1d")
 CHECKED = 256
 """Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
 LONG = 1 << 16
@@ -39,7 +39,7 @@ def cases(module: Any, quick: bool) -> list[Case]:
 
 def updates(case: Case) -> int:
     """States times positions; elements, for the convolution."""
-    return math.prod(value for letter, value in case.sizes.items() if letter not in "GK")
+    return math.prod(value for letter, value in case.sizes.items() if letter not in "GKT")
 
 
 def least(op: str, case: Case, moved: int, machine: Machine) -> float:
@@ -56,6 +56,10 @@ def least(op: str, case: Case, moved: int, machine: Machine) -> float:
         products = 1 + sizes.get("W", 1) * (2 if op == "delta_rule" else 1)  # a query, and for each write what it reads and what it adds
         state = sizes["H"] * sizes["N"] * sizes["P"]
         arithmetic = 2 * products * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
+    if op == "mamba3":
+        sizes = case.sizes
+        state = 2 * sizes["R"] * sizes["H"] * sizes["N"] * sizes["P"]  # a write and a query
+        arithmetic = 2 * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
     if op == "slstm":  # each head's recurrent matrix, once a position
         sizes = case.sizes
         matrix = 4 * sizes["P"] ** 2

@@ -105,6 +105,18 @@ struct MatrixStateGrad {
     View part_q, part_key;  // temporaries (B, L, H, K), (B, L, n, H, K), absent where every head has keys of its own
 };
 
+struct Mamba3 {
+    int threads;
+    int64_t batch, length, rank, heads, groups, keys, width, angles;
+    View q, k, v, z;                                       // (B, L, R, G, N), the same, (B, L, H, P), the same or absent; halves of N turn
+    View log_decay, delta, mix, speed;                          // float32 (B, L, H), three times; (B, L, T)
+    View q_bias, k_bias, D, v_weight, z_weight, y_weight;       // float32 (H, R, N), twice; (H,); (H, R, P), may be absent
+    View angle, ssm, last_k, last_v;                            // float32 (B, H, T), (B, H, P, N), (B, R, H, N), (B, H, P)
+    Line line;
+    View y;                                                     // (B, L, H, P); without z (B, L, R, H, P)
+    View angle_last, ssm_last, k_last, v_last;                  // as the incoming ones
+};
+
 struct Slstm {
     int threads;
     int64_t batch, length, heads, cells;
@@ -188,6 +200,7 @@ struct Kernels {
     void (*ssd_backward)(const SsdGrad&);
     void (*matrix_state)(const MatrixState&);
     void (*matrix_state_backward)(const MatrixStateGrad&);
+    void (*mamba3)(const Mamba3&);
     void (*slstm)(const Slstm&);
     void (*slstm_backward)(const SlstmGrad&);
     void (*diagonal_scan)(const DiagonalScan&);

@@ -285,6 +285,15 @@ NB_MODULE(_native, m) {
               NOGIL;
               kernels.matrix_state_backward(a);
           });
+    m.def("mamba3", [](int threads, nb::tuple s, V q, V k, V v, V z, V log_decay, V delta, V mix, V speed, V q_bias, V k_bias, V D, V v_weight,
+                       V z_weight, V y_weight, V angle, V ssm, V last_k, V last_v, V reset, V mask, V y, V angle_last, V ssm_last, V k_last,
+                       V v_last) {
+        const statescan::Mamba3 a{threads, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), size(s, 7),
+                                  q, k, v, z, log_decay, delta, mix, speed, q_bias, k_bias, D, v_weight, z_weight, y_weight,
+                                  angle, ssm, last_k, last_v, line(reset, mask, {}, 1), y, angle_last, ssm_last, k_last, v_last};
+        NOGIL;
+        kernels.mamba3(a);
+    });
     m.def("slstm", [](int threads, nb::tuple s, V gates, V R, V state, V reset, V mask, V y, V last, V raw, V chunks) {
         const auto a = slstm(threads, s, gates, R, state, reset, mask, y, last, raw, chunks);
         NOGIL;

@@ -1,6 +1,6 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
-//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
+//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
 //         native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
@@ -275,6 +275,30 @@ void matrix_case(const Kernels& kernels, int64_t B, int64_t L, int64_t n, int64_
     if (a.read) finite(g.gread, B * L * n * H * K);
 }
 
+void mamba3_case(const Kernels& kernels, int64_t B, int64_t L, int64_t R, int64_t H, int64_t G, int64_t N, int64_t P, int64_t T, bool gate,
+                 bool timeline, int32_t type) {
+    Case c;
+    Mamba3 a{};
+    a.batch = B, a.length = L, a.rank = R, a.heads = H, a.groups = G, a.keys = N, a.width = P, a.angles = T;
+    a.line = c.line(timeline, B, L, false);
+    a.q = c.in({B, L, R, G, N}, type), a.k = c.in({B, L, R, G, N}, type), a.v = c.in({B, L, H, P}, type);
+    a.log_decay = c.in({B, L, H}, kFloat, -4, 0), a.delta = c.in({B, L, H}, kFloat, 0, 1), a.mix = c.in({B, L, H}, kFloat, 0, 1);
+    a.speed = c.in({B, L, T}, kFloat, -3, 3), a.q_bias = c.in({H, R, N}), a.k_bias = c.in({H, R, N}), a.D = c.in({H});
+    if (gate) a.z = c.in({B, L, H, P}, type), a.z_weight = c.in({H, R, P}), a.y_weight = c.in({H, R, P}), a.v_weight = c.in({H, R, P});
+    a.angle = c.in({B, H, T}), a.ssm = c.in({B, H, P, N}), a.last_k = c.in({B, R, H, N}), a.last_v = c.in({B, H, P});
+    a.y = gate ? c.out({B, L, H, P}, type) : c.out({B, L, R, H, P}, type);
+    a.angle_last = c.out({B, H, T}), a.ssm_last = c.out({B, H, P, N}), a.k_last = c.out({B, R, H, N}), a.v_last = c.out({B, H, P});
+    if (timeline) {
+        const View* const inputs[] = {&a.q, &a.k, &a.v, &a.z, &a.log_decay, &a.delta, &a.mix, &a.speed};
+        const int64_t row[] = {R * G * N, R * G * N, H * P, H * P, H, H, H, T};
+        for (int i = 0; i < 8; ++i)
+            if (*inputs[i]) c.holes(*inputs[i], a.line.mask, B * L, row[i]);
+    }
+    c.run([&](int threads) { a.threads = threads, kernels.mamba3(a); });
+    finite(a.y, B * L * H * P * (gate ? 1 : R)), finite(a.ssm_last, B * H * P * N), finite(a.angle_last, B * H * T);
+    finite(a.k_last, B * R * H * N), finite(a.v_last, B * H * P);
+}
+
 void slstm_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t P, bool timeline, int32_t type) {
     Case c;
     Slstm a{};
@@ -375,6 +399,12 @@ void all(const Kernels& kernels) {
                 matrix_case(kernels, 1, length, 3, 2, 1, 9, 70, Decay::head, 'b', timeline, type);
                 matrix_case(kernels, 1, length, 2, 1, 1, 33, 24, Decay::channel, 'r', timeline, type);
                 matrix_case(kernels, 1, length, 1, 1, 1, 34, 9, Decay::channel, '-', timeline, type);
+                running = "mamba3";
+                mamba3_case(kernels, 1, length, 1, 1, 1, 2, 1, 1, false, timeline, type);
+                mamba3_case(kernels, 2, length, 1, 4, 2, 18, 40, 8, true, timeline, type);
+                mamba3_case(kernels, 1, length, 4, 1, 1, 34, 35, 9, length != 3, timeline, type);
+                mamba3_case(kernels, 2, length, 3, 2, 1, 16, 9, 0, length % 2 == 0, timeline, type);
+                mamba3_case(kernels, 1, length, 7, 1, 1, 6, 20, 2, true, timeline, type);
                 running = "slstm";
                 slstm_case(kernels, 1, length, 1, 1, timeline, type);
                 slstm_case(kernels, 6, length, 2, 9, timeline, type);

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from statescan.layers import GatedRMSNorm, RMSNorm, init_delta_bias
 from statescan.mixers.gla import zeros_for
-from statescan.ops import causal_conv1d, diagonal_scan, linear_attention
+from statescan.ops import mamba3
 from statescan.ops.checks import check_positive, state_dtype
 from statescan.ops.positions import elapsed
 from statescan.protocols import Bus, CausalMixer
@@ -138,102 +138,32 @@ class Mamba3(CausalMixer):
         u = hide(x, timeline)
         batch, length = u.shape[:2]
         line = Timeline() if timeline is None else timeline.expand(batch, length)
-        order, heads, dtype = line._replace(interval=None), (self.nheads, self.headdim), state_dtype(u)
+        heads, dtype = (self.nheads, self.headdim), state_dtype(u)
         z, v, B, C, dt, a, mix, theta = self.in_proj(u).split(self.sizes, dim=-1)
         delta = elapsed(dt, self.dt_bias, True, None, line.interval, line.mask, dtype)
-        log_decay = -self._rate(a.to(dtype)).clamp(min=SLOWEST) * delta
-        angle, last_angle = self._phases(math.pi * torch.tanh(theta.to(dtype)), delta, order, state)
-        still = self.d_state // 2 - self.angles
-        turn = torch.complex(F.pad(angle.cos(), (0, still), value=1.0), F.pad(angle.sin(), (0, still))).unsqueeze(2)
-        k, q = self._turned(B, self.B_norm, self.B_bias, turn), self._turned(C, self.C_norm, self.C_bias, turn)
-        v = v.unflatten(-1, heads).to(dtype)
-        now = mix.to(dtype).sigmoid() * delta
-        (k_before, k_last), (v_before, v_last), (now_before, now_last) = (
-            _shifted(t, order, previous)
-            for t, previous in ((k, None if state is None else self._pairs(state.k)), (v, None if state is None else state.v), (now, None))
-        )
-        # What the position before adds as this one comes: its weight of then, which the incoming state has, and that of now.
-        added = (now_before + delta - now) * log_decay.exp()
-        before, inputs = self._several(v_before * added.unsqueeze(-1), self.mimo_x), self._several(v, self.mimo_x)
-        y, ssm = self._recur(q, k_before, before, log_decay, order, None if state is None else self._pairs(state.ssm))
-        y = y + self._present(q, k, now, inputs)
-        y = self._gated(y, self._several(z.unflatten(-1, heads), self.mimo_z))
-        y = hide(self.out_proj(y.flatten(-2).to(u.dtype)), timeline)
-        if not return_state:
-            return y
-        writes = self._several((v_last * now_last.unsqueeze(-1)).unsqueeze(1), self.mimo_x)[:, 0]
-        ssm = ssm + torch.einsum("brhp,brhn->bhpn", writes, k_last)
-        return y, Mamba3State(last_angle, self._stored(ssm), self._stored(k_last), v_last)
+        several = (self.rank, self.ngroups, self.d_state)
+        gate = {"z": z.unflatten(-1, heads), "z_weight": self.mimo_z, "y_weight": self.mimo_o} if self.norm is None else {}
+        y, last = mamba3(
+            self.C_norm(C.unflatten(-1, several)), self.B_norm(B.unflatten(-1, several)), v.unflatten(-1, heads),
+            -self._rate(a.to(dtype)).clamp(min=SLOWEST) * delta, delta, mix.to(dtype).sigmoid(), math.pi * torch.tanh(theta.to(dtype)),
+            self.C_bias, self.B_bias, self.D, v_weight=self.mimo_x, **gate, layout=self.layout,
+            state=state, timeline=line._replace(interval=None), return_state=True,
+        )  # fmt: skip
+        if self.norm is not None:
+            y = self._normed(y, z.unflatten(-1, heads).unsqueeze(2))
+        y = hide(self.out_proj(y.flatten(-2)), timeline)
+        return (y, Mamba3State(*last)) if return_state else y
 
     def _rate(self, a: Tensor) -> Tensor:
         if self.rate == "softplus":
             return F.softplus(a)
         return torch.where(a >= 0, 1 + a.clamp(min=0), 1 / (1 - a.clamp(max=0)))
 
-    def _phases(self, speed: Tensor, delta: Tensor, order: Timeline, state: Mamba3State | None) -> tuple[Tensor, Tensor]:
-        """Speeds (B, L, T) and steps (B, L, H) -> the phases (B, L, H, T) within one turn, and the last ones.
-
-        They are summed in float64: after thousands of turns float32 has lost the angle.
-        """
-        wide = torch.float32 if speed.device.type == "mps" else torch.float64
-        turns = (speed.unsqueeze(2) * delta.unsqueeze(-1)).to(wide)
-        summed, last = diagonal_scan(
-            turns.new_ones(1, 1, 1, 1), turns, state=None if state is None else state.angle.to(wide), timeline=order, return_state=True
-        )
-        angle, last = (torch.remainder(t, 2 * math.pi).to(speed.dtype) for t in (summed, last))
-        return angle, last
-
-    def _turned(self, raw: Tensor, norm: RMSNorm, bias: Tensor, turn: Tensor) -> Tensor:
-        """B or C as projected, (B, L, R G N) -> (B, L, R, H, N), normed, biased and rotated; states in pairs."""
-        raw = norm(raw.unflatten(-1, (self.rank, self.ngroups, 1, self.d_state))).to(turn.real.dtype)
-        x = self._pairs(raw) + self._pairs(bias.transpose(0, 1).unflatten(1, (self.ngroups, -1)))
-        return torch.view_as_real(torch.view_as_complex(x.flatten(3, 4).unflatten(-1, (-1, 2))) * turn).flatten(-2)
-
-    def _pairs(self, x: Tensor) -> Tensor:
-        """States (..., N) in the order of the parameters and of the state -> each pair's two side by side."""
-        return x if self.layout == "pairs" else x.unflatten(-1, (2, -1)).mT.flatten(-2)
-
-    def _stored(self, x: Tensor) -> Tensor:
-        """The inverse of :meth:`_pairs`."""
-        return x if self.layout == "pairs" else x.unflatten(-1, (-1, 2)).mT.flatten(-2)
-
-    def _several(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        """(B, L, H, P) -> (B, L, R, H, P)."""
-        return x.unsqueeze(2) if weight is None else x.unsqueeze(2) * weight.transpose(0, 1)
-
-    def _recur(
-        self, q: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, order: Timeline, ssm: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Linear attention over R writes a position: y (B, L, R, H, P) and the last state (B, H, P, N).
-
-        Query r stands at write r of its position, and what it has not met of that position is added.
-        """
-        rank = self.rank
-        line = Timeline(
-            reset=None if order.reset is None else F.pad(order.reset.unsqueeze(2), (0, rank - 1)).flatten(1, 2),
-            mask=None if order.mask is None else order.mask.repeat_interleave(rank, dim=1),
-        )
-        y, last = linear_attention(
-            q.flatten(1, 2), keys.flatten(1, 2), values.flatten(1, 2), F.pad(log_decay.unsqueeze(2), (0, 0, 0, rank - 1)).flatten(1, 2),
-            scale=1.0, state=None if ssm is None else ssm.mT, timeline=line, return_state=True,
-        )  # fmt: skip
-        y = y.unflatten(1, (-1, rank))
-        if rank > 1:
-            missed = torch.einsum("blrhn,blshn->blhrs", q, keys).triu(1)
-            y = y + torch.einsum("blhrs,blshp->blrhp", missed, values)
-        return y, last.mT
-
-    def _present(self, q: Tensor, k: Tensor, now: Tensor, inputs: Tensor) -> Tensor:
-        """What a position's own writes give to its queries, and the skip: (B, L, R, H, P)."""
-        if self.rank == 1:
-            return ((q * k).sum(-1, keepdim=True) * now[:, :, None, :, None] + self.D[:, None]) * inputs
-        own = torch.einsum("blrhn,blshn->blhrs", q, k) * now[..., None, None]
-        return torch.einsum("blhrs,blshp->blrhp", own, inputs) + self.D[:, None] * inputs
-
-    def _gated(self, y: Tensor, z: Tensor) -> Tensor:
-        """(B, L, R, H, P) each -> (B, L, H, P)."""
-        y = self.norm(y.flatten(-2), z.flatten(-2)).view(y.shape) if self.norm is not None else y * F.silu(z)
-        return y.squeeze(2) if self.mimo_o is None else (y * self.mimo_o.transpose(0, 1)).sum(2)
+    def _normed(self, y: Tensor, z: Tensor) -> Tensor:
+        """The outputs (B, L, R, H, P), each normed, gated, and added up."""
+        z = z if self.mimo_z is None else z * self.mimo_z.transpose(0, 1)
+        y = self.norm(y.flatten(-2), z.flatten(-2).to(y.dtype)).view(y.shape)  # type: ignore[misc]
+        return (y if self.mimo_o is None else y * self.mimo_o.transpose(0, 1)).sum(2)
 
     def init_state(
         self,
@@ -248,12 +178,3 @@ class Mamba3(CausalMixer):
         heads, n, p = self.nheads, self.d_state, self.headdim
         shapes = ((heads, self.angles), (heads, p, n), (self.rank, heads, n), (heads, p))
         return Mamba3State(*(zeros_for(self.dt_bias, device, batch_size, *shape) for shape in shapes))
-
-
-def _shifted(x: Tensor, order: Timeline, previous: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, L, ...) of the existing position before each, and of the last one of all, (B, ...); zeros where there is none."""
-    flat = x.flatten(2)
-    back = flat.new_tensor([1.0, 0.0]).expand(flat.shape[-1], 2)
-    tail = None if previous is None else previous.flatten(1).unsqueeze(1)
-    shifted, tail = causal_conv1d(flat, back, state=tail, timeline=order, return_state=True)
-    return shifted.unflatten(2, x.shape[2:]), tail.squeeze(1).unflatten(1, x.shape[2:])

@@ -11,6 +11,7 @@ from statescan.ops.fft_conv import fft_conv
 from statescan.ops.linear_attention import linear_attention
 from statescan.ops.linear_system import linear_system
 from statescan.ops.log_linear import log_linear
+from statescan.ops.mamba3 import mamba3
 from statescan.ops.mesa import mesa
 from statescan.ops.mlstm import mlstm
 from statescan.ops.quantized_linear import quantized_linear
@@ -33,6 +34,7 @@ __all__ = [
     "linear_attention",
     "linear_system",
     "log_linear",
+    "mamba3",
     "mesa",
     "mlstm",
     "quantized_linear",

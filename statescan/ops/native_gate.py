@@ -95,12 +95,16 @@ def refuse(dtypes: Sequence[torch.dtype], **tensors: Tensor | None) -> str | Non
     return None
 
 
-def direct(*tensors: Tensor | None) -> bool:
-    """Whether the binding may be called without the dispatcher: plain tensors, nothing to record, nothing that watches."""
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors, and nothing traces or watches what is done with them."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
-    grad = torch.is_grad_enabled()
-    return all(tensor is None or (type(tensor) in _PLAIN and not (grad and tensor.requires_grad)) for tensor in tensors)
+    return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Whether the binding may be called without the dispatcher: plain tensors, and no backward that may follow."""
+    return plain(*tensors) and not needs_gradient(*tensors)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

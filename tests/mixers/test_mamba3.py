@@ -183,3 +183,17 @@ def test_it_is_told_what_does_not_fit() -> None:
         ss.Spec("Mamba3", headdim=7)(12)
     with pytest.raises(ValueError, match="needs an even d_state; got 7"):
         Mamba3(12, d_state=7, headdim=4)
+
+
+def test_a_second_derivative_through_the_recomputed_backward() -> None:
+    """The step goes into the decay: what one input gives to another must not be counted twice."""
+    torch.manual_seed(0)
+    m, u, to = Mamba3(8, d_state=4, headdim=4, mimo_rank=2), torch.randn(1, 5, 8), torch.randn(1, 5, 8)
+
+    def second(**how: str) -> torch.Tensor:
+        x = u.clone().requires_grad_()
+        with ss.implementation(linear_attention="portable", diagonal_scan="portable", causal_conv1d="portable", rms_norm="portable", **how):
+            (first,) = torch.autograd.grad((m(x) * to).sum(), x, create_graph=True)
+            return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(), second(mamba3="portable"), rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan import Timeline
-from statescan.ops import causal_conv1d, delta_rule, diagonal_scan, linear_attention, selective_scan, slstm, ssd
+from statescan.ops import causal_conv1d, delta_rule, diagonal_scan, linear_attention, mamba3, selective_scan, slstm, ssd
 from statescan.ops.dispatch import implementation
 
 Inputs = dict[str, Tensor]
@@ -22,9 +22,16 @@ def stacked_slstm(gates: Tensor, R: Tensor, state: Tensor, *, timeline: Timeline
     return (y, torch.stack(last)) if return_state else y  # type: ignore[arg-type]
 
 
+def flat_mamba3(*, timeline: Timeline | None = None, return_state: bool = False, **inputs: Any) -> Any:
+    """With the incoming states by name, and the last ones in one row."""
+    state = tuple(inputs.pop(f"state_{name}") for name in ("angle", "ssm", "k", "v"))
+    y, last = mamba3(**inputs, state=state, timeline=timeline, return_state=True)  # type: ignore[misc]
+    return (y, torch.cat([part.flatten(1) for part in last], dim=1)) if return_state else y
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "selective_scan": selective_scan, "causal_conv1d": causal_conv1d, "ssd": ssd, "diagonal_scan": diagonal_scan,
-    "linear_attention": linear_attention, "delta_rule": delta_rule, "slstm": stacked_slstm,
+    "linear_attention": linear_attention, "delta_rule": delta_rule, "slstm": stacked_slstm, "mamba3": flat_mamba3,
 }  # fmt: skip
 EXISTING = (
     "x",
@@ -40,6 +47,8 @@ EXISTING = (
     "read",
     "log_decay",
     "gates",
+    "mix",
+    "speed",
 )  # inputs that hold NaN where a position does not exist
 
 
@@ -114,6 +123,23 @@ def slstm_inputs(batch: int, length: int, heads: int, cells: int) -> Inputs:
     }  # fmt: skip
 
 
+def mamba3_inputs(batch: int, length: int, rank: int, heads: int, groups: int, n: int, p: int, angles: int, gate: bool) -> Inputs:
+    """Mamba-3; with a gate there are weights a write too."""
+    r = torch.randn
+    inputs = {
+        "q": r(batch, length, rank, groups, n), "k": r(batch, length, rank, groups, n), "v": r(batch, length, heads, p),
+        "log_decay": -2 * torch.rand(batch, length, heads), "delta": torch.rand(batch, length, heads),
+        "mix": torch.rand(batch, length, heads),
+        "speed": 3 * r(batch, length, angles), "q_bias": r(heads, rank, n), "k_bias": r(heads, rank, n), "D": r(heads),
+        "state_angle": r(batch, heads, angles), "state_ssm": r(batch, heads, p, n), "state_k": r(batch, rank, heads, n),
+        "state_v": r(batch, heads, p),
+    }  # fmt: skip
+    if gate:
+        inputs["z"] = r(batch, length, heads, p)
+        inputs |= {f"{name}_weight": r(heads, rank, p) for name in "vzy"}
+    return inputs
+
+
 def random_timeline(op: str, inputs: Inputs) -> Timeline:
     """Resets, holes (with NaN in the inputs there) and, where it means something, an interval; some resets fall into holes."""
     first = next(inputs[name] for name in ("x", "b", "q", "gates") if name in inputs)
@@ -132,12 +158,17 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
+def leaf(tensor: Tensor) -> Tensor:
+    """A copy whose gradient is asked for."""
+    return tensor.detach().clone().requires_grad_()
+
+
 def run(op: str, how: str, inputs: Inputs, timeline: Timeline | None, **options: Any) -> Inputs:
     """y, the last state and every gradient, by name."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+    leaves = {name: leaf(tensor) for name, tensor in inputs.items()}
     arguments: dict[str, Any] = dict(leaves)
     if timeline is not None and isinstance(timeline.interval, Tensor):
-        leaves["interval"] = timeline.interval.detach().clone().requires_grad_()
+        leaves["interval"] = leaf(timeline.interval)
         timeline = timeline._replace(interval=leaves["interval"])
     if timeline is None or timeline.reset is None:
         for collection in (arguments, leaves):

@@ -54,6 +54,12 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "slstm seven rows": ("slstm", lambda: cases.slstm_inputs(7, 66, 1, 9), {}),
     "slstm five rows": ("slstm", lambda: cases.slstm_inputs(5, 20, 2, 24), {}),
     "slstm one row": ("slstm", lambda: cases.slstm_inputs(1, 70, 2, 42), {}),
+    "mamba3 one of all": ("mamba3", lambda: cases.mamba3_inputs(1, 1, 1, 1, 1, 2, 1, 1, False), {}),
+    "mamba3 L2": ("mamba3", lambda: cases.mamba3_inputs(2, 2, 3, 2, 1, 4, 3, 1, True), {"layout": "halves"}),
+    "mamba3 one write": ("mamba3", lambda: cases.mamba3_inputs(2, 70, 1, 4, 2, 18, 40, 8, True), {}),
+    "mamba3 two writes": ("mamba3", lambda: cases.mamba3_inputs(3, 20, 2, 2, 2, 16, 33, 0, False), {"layout": "halves"}),
+    "mamba3 four writes": ("mamba3", lambda: cases.mamba3_inputs(1, 66, 4, 2, 1, 32, 25, 16, True), {}),
+    "mamba3 seven writes": ("mamba3", lambda: cases.mamba3_inputs(2, 19, 7, 2, 1, 6, 20, 2, True), {"layout": "halves"}),
     "diagonal one row": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 30, 9), (1, 30, 9), C, C), {}),
 }
 
@@ -105,7 +111,9 @@ def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -
     assert all(error <= 1e-5 for error in errors.values()), errors
 
 
-@pytest.mark.parametrize("name", ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2"])
+@pytest.mark.parametrize(
+    "name", ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2", "mamba3 L2"]
+)
 def test_bfloat16(name: str) -> None:
     torch.manual_seed(2)
     op, make, options = CASES[name]
@@ -117,7 +125,7 @@ def test_bfloat16(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full", "attention scalar",
-     "delta scalar", "delta read", "slstm seven rows"],
+     "delta scalar", "delta read", "slstm seven rows", "mamba3 one write", "mamba3 four writes"],
 )  # fmt: skip
 @pytest.mark.parametrize("timeline", [False, True])
 def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
@@ -155,7 +163,7 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name",
     ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row", "attention vector",
-     "delta three writes", "delta read", "slstm five rows", "slstm one row"],
+     "delta three writes", "delta read", "slstm five rows", "slstm one row", "mamba3 two writes", "mamba3 four writes"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", [strided, unaligned])
 def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:
