@@ -27,7 +27,7 @@ def modes(name: str) -> Any:
 
 
 def few(name: str) -> Any:
-    """Without the portable implementations where there are native ones: every op and mixer proves these by itself, and so do the full tests."""
+    """Without the portable implementations where there are native ones: every mixer proves these by itself, and so do the full tests."""
     found, refusals = modes(name)
     native = any(mode.name == "native" for mode in found)
     return [mode for mode in found if not (native and mode.name == "portable")], refusals
