@@ -17,6 +17,7 @@ RUNS = {
     "ett.spacetime": (ett, "forecast", lambda tmp: ett.spacetime("x.csv", run=tmp)),
     "follower": (follower, "forecast", lambda tmp: follower.s_mamba(run=tmp)),
     "list_ops": (long_range, "compare", lambda tmp: long_range.list_ops(run=tmp)),
+    "list_ops_pretrained": (long_range, "compare", lambda tmp: long_range.list_ops_pretrained(run=tmp)),
     "pathfinder": (long_range, "compare", lambda tmp: long_range.pathfinder(run=tmp)),
     "repeat_previous": (repeat_previous, "control", lambda tmp: repeat_previous.s5(run=tmp)),
     "sashimi": (sashimi, "sound", lambda tmp: sashimi.spoken_digits("recordings", run=tmp)),
