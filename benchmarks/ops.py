@@ -51,15 +51,11 @@ def least(op: str, case: Case, moved: int, machine: Machine) -> float:
         sizes = case.sizes
         a_position = sizes["H"] * sizes["P"] * (4 * sizes["N"] + CHUNK) + sizes["G"] * CHUNK * sizes["N"]
         arithmetic = sizes["B"] * sizes["L"] * a_position / machine.product(512, 768, 768)
-    if op in ("linear_attention", "delta_rule", "mlstm"):
+    if op in ("linear_attention", "delta_rule", "mlstm", "mamba3"):
         sizes = case.sizes
         products = 1 + sizes.get("W", 1) * (2 if op == "delta_rule" else 1)  # a query, and for each write what it reads and what it adds
-        state = sizes["H"] * sizes["N"] * sizes["P"]
+        state = sizes["H"] * sizes["N"] * sizes["P"] * sizes.get("R", 1)  # mamba3: R of both
         arithmetic = 2 * products * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
-    if op == "mamba3":
-        sizes = case.sizes
-        state = 2 * sizes["R"] * sizes["H"] * sizes["N"] * sizes["P"]  # a write and a query
-        arithmetic = 2 * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
     if op == "slstm":  # each head's recurrent matrix, once a position
         sizes = case.sizes
         matrix = 4 * sizes["P"] ** 2

@@ -34,21 +34,6 @@ STATESCAN_INLINE void sincos(vf x, vf& s, vf& c) {
     c = (vf)((vi)(odd ? sine : cosine) ^ c_sign);
 }
 
-// N vectors, one by one: compilers keep an array that is filled in a loop in memory.
-template <int N> struct Lanes {
-    vf v{};
-    Lanes<N - 1> rest;
-
-    STATESCAN_INLINE void take(const float* p) { v = load(p); rest.take(p + W); }
-    STATESCAN_INLINE void put(float* p) const { store(p, v); rest.put(p + W); }
-    STATESCAN_INLINE void add(float by, const Lanes& other) { v += by * other.v; rest.add(by, other.rest); }
-};
-template <> struct Lanes<0> {
-    STATESCAN_INLINE void take(const float*) {}
-    STATESCAN_INLINE void put(float*) const {}
-    STATESCAN_INLINE void add(float, const Lanes&) {}
-};
-
 // R pieces of rows, N vectors each.
 template <int R, int N> struct Rows {
     Lanes<N> v;

@@ -19,25 +19,6 @@ struct Step {
 
 using StepFn = void (*)(int64_t keys, const Step& s, float* slice, const float* u0, const float* u1, float* y, float* next);
 
-// N vectors, one by one: compilers keep an array that is filled in a loop in memory.
-template <int N> struct Lanes {
-    vf v{};
-    Lanes<N - 1> rest;
-
-    STATESCAN_INLINE void take(const float* p) { v = load(p); rest.take(p + W); }
-    STATESCAN_INLINE void put(float* p) const { store(p, v); rest.put(p + W); }
-    STATESCAN_INLINE void scale(float by) { v *= by; rest.scale(by); }
-    STATESCAN_INLINE void add(float by, const Lanes& other) { v += by * other.v; rest.add(by, other.rest); }
-    STATESCAN_INLINE void subtract_from(float* p) const { store(p, load(p) - v); rest.subtract_from(p + W); }
-};
-template <> struct Lanes<0> {
-    STATESCAN_INLINE void take(const float*) {}
-    STATESCAN_INLINE void put(float*) const {}
-    STATESCAN_INLINE void scale(float) {}
-    STATESCAN_INLINE void add(float, const Lanes&) {}
-    STATESCAN_INLINE void subtract_from(float*) const {}
-};
-
 template <int N, bool kDecay, bool kTwo, bool kQuery, bool kRead>
 void step(int64_t keys, const Step& s, float* slice, const float* u0, const float* u1, float* y, float* next) {
     const float *decay = s.decay, *k0 = s.k0, *k1 = s.k1, *q = s.q, *read = s.read;

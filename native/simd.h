@@ -212,6 +212,25 @@ static inline float dot(const float* a, const float* b, int64_t width) {
     return sum(total) + rest;
 }
 
+// N vectors, one by one: compilers keep an array that is filled in a loop in memory.
+template <int N> struct Lanes {
+    vf v{};
+    Lanes<N - 1> rest;
+
+    STATESCAN_INLINE void take(const float* p) { v = load(p); rest.take(p + W); }
+    STATESCAN_INLINE void put(float* p) const { store(p, v); rest.put(p + W); }
+    STATESCAN_INLINE void scale(float by) { v *= by; rest.scale(by); }
+    STATESCAN_INLINE void add(float by, const Lanes& other) { v += by * other.v; rest.add(by, other.rest); }
+    STATESCAN_INLINE void subtract_from(float* p) const { store(p, load(p) - v); rest.subtract_from(p + W); }
+};
+template <> struct Lanes<0> {
+    STATESCAN_INLINE void take(const float*) {}
+    STATESCAN_INLINE void put(float*) const {}
+    STATESCAN_INLINE void scale(float) {}
+    STATESCAN_INLINE void add(float, const Lanes&) {}
+    STATESCAN_INLINE void subtract_from(float*) const {}
+};
+
 // Hands out pieces of a thread's scratch.
 struct Arena {
     char* next;

@@ -38,9 +38,7 @@ def portable(
         # What the position before adds as this one comes: its weight of then, which the incoming state has, and that of now.
         added = (now_before + delta - now) * log_decay.exp()
         inputs = _several(v, v_weight)
-        o, ssm = _recur(
-            q, k_before, _several(v_before * added.unsqueeze(-1), v_weight), log_decay, line, _pairs(ssm, layout), q.shape[2]
-        )  # fmt: skip
+        o, ssm = _recur(q, k_before, _several(v_before * added.unsqueeze(-1), v_weight), log_decay, line, _pairs(ssm, layout))
         o = existing(o + _present(q, k, now, inputs, D.to(dtype)), mask)
         writes = _several((last_v * now_last.unsqueeze(-1)).unsqueeze(1), v_weight)[:, 0]
         ssm = ssm + torch.einsum("brhp,brhn->bhpn", writes, last_k)
@@ -81,14 +79,12 @@ def _several(x: Tensor, weight: Tensor | None) -> Tensor:
     return x.unsqueeze(2) if weight is None else x.unsqueeze(2) * weight.to(x.dtype).transpose(0, 1)
 
 
-def _recur(
-    q: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, line: Timeline, ssm: Tensor, rank: int
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _recur(q: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor, line: Timeline, ssm: Tensor) -> tuple[Tensor, Tensor]:
     """Linear attention over R writes a position: o (B, L, R, H, P) and the last state (B, H, P, N).
 
     Query r stands at write r of its position, and what it has not met of that position is added.
     """
-    values = values.expand(*keys.shape[:4], values.shape[-1])
+    rank, values = q.shape[2], values.expand(*keys.shape[:4], values.shape[-1])
     line = Timeline(
         reset=None if line.reset is None else F.pad(line.reset.unsqueeze(2), (0, rank - 1)).flatten(1, 2),
         mask=None if line.mask is None else line.mask.repeat_interleave(rank, dim=1),
