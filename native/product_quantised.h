@@ -61,9 +61,14 @@ STATESCAN_INLINE vi lanes() {
 // The scales of W groups up to `end`; of fewer than W, with zeros before them.
 STATESCAN_INLINE vf scales(const char* p, int64_t end) {
     if (end >= W) return from_bf16(p + 2 * (end - W));
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    const __mmask16 there = static_cast<__mmask16>(0xffff << (W - end));
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, p + 2 * (end - W))), 16);
+#else
     char rest[2 * W] = {};
     memcpy(rest + 2 * (W - end), p, static_cast<size_t>(2 * end));
     return from_bf16(rest);
+#endif
 }
 
 // The activations of all rows: integers, the step of each group, and the sum of each group's integers times -8 (int4: the offset, taken off).
