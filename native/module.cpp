@@ -216,6 +216,14 @@ NB_MODULE(_native, m) {
     m.def("choose", &choose);
     m.def("instruction_set", [] { return instruction_set; });
     m.def("supports", &supports);
+    m.def("amd", [] {
+#if defined(__x86_64__) || defined(_M_X64)
+        __builtin_cpu_init();
+        return __builtin_cpu_is("amd") != 0;
+#else
+        return false;
+#endif
+    });
     m.def("find_openmp", [](const std::string& path) { return statescan::find_openmp(path.c_str()); });
     m.attr("CHUNK") = statescan::kChunk;
     m.attr("TILE") = statescan::kTile;

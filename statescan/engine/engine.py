@@ -15,7 +15,7 @@ from statescan.engine.builder import OUTPUT, Builder, Unplain, Workspace
 from statescan.engine.steps import LOWERINGS
 from statescan.heads import LanguageModel
 from statescan.heads.language import LogitsAt
-from statescan.layers.widened import products_of
+from statescan.layers.prompt_products import products_of
 from statescan.mixers import Attention
 from statescan.mixers.attention import GrowingAttentionState
 from statescan.ops import native_gate as gate
@@ -114,8 +114,8 @@ class Engine:
     ) -> tuple[Tensor, FlatState]:
         """A chunk: ids (B, L) -> float32 logits (B, L, V), or (B, V) at one position a row, and the state.
 
-        The model's own scan; where the processor has no bfloat16 instructions, products with bfloat16 weights run in float32, widened
-        tile by tile.
+        The model's own scan, with other products where torch's are slow: widened tile by tile where bfloat16 has no instructions, in oneDNN
+        where MKL has none for AVX-512 (AMD).
         """
         with products_of(self.model):
             logits, state = self.model.scan(ids, state, timeline, logits_at=logits_at)

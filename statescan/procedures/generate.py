@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from statescan import state as states
 from statescan.engine import Engine
 from statescan.heads import LanguageModel
-from statescan.layers.widened import products_of
+from statescan.layers.prompt_products import products_of
 from statescan.procedures.sampling import Sampler, row_generators
 from statescan.procedures.text import TextStream, Tokenizer
 from statescan.state import State

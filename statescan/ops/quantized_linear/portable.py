@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops.checks import state_dtype
+from statescan.ops.products import linear
 from statescan.ops.quantized_linear import op
 from statescan.ops.quantized_linear.reference import dequantize
 
@@ -28,7 +29,7 @@ def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """(R, I) -> (R, O), in x's dtype."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     for part, values in _tiles(weight, scale, x.shape[1], x.dtype):
-        y[:, part] = x @ values.T
+        y[:, part] = linear(x, values)
     return y
 
 

@@ -1,4 +1,4 @@
-"""Widened products equal exact ones, and touch only what they may."""
+"""The products of prompts equal exact ones, and touch only what they may."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import statescan as ss
-from statescan.layers import widened
+from statescan.layers import prompt_products
+from statescan.ops import products
 
 
 @pytest.fixture(autouse=True)
 def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were no bfloat16 instructions; with a tile that does not divide the outputs."""
-    monkeypatch.setattr(widened, "needed", lambda: True)
-    monkeypatch.setattr(widened, "TILE", 5)
+    monkeypatch.setattr(prompt_products, "widening", lambda: True)
+    monkeypatch.setattr(prompt_products, "TILE", 5)
 
 
 def bf16(*shape: int) -> torch.Tensor:
@@ -30,20 +31,20 @@ def test_equals_the_exact_product_rounded_once(shape: tuple[int, ...], bias: boo
     torch.manual_seed(0)
     x, weight, b = bf16(*shape), bf16(13, 9), bf16(13) if bias else None
     exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
-    got = widened.product(x, weight, b)
+    got = prompt_products.widened(x, weight, b)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-6)
 
 
 def test_what_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    monkeypatch.setattr(widened, "product", lambda x, w, b=None: (calls.append(tuple(x.shape)), F.linear(x, w, b))[1])
+    monkeypatch.setattr(prompt_products, "widened", lambda x, w, b=None: (calls.append(tuple(x.shape)), F.linear(x, w, b))[1])
     x, weight = bf16(6, 9), bf16(13, 9)
     trained = bf16(13, 9).requires_grad_()
 
     def run(*arguments: Any) -> bool:
         calls.clear()
-        with widened.Widened():
+        with prompt_products.PromptProducts():
             F.linear(*arguments)
         return bool(calls)
 
@@ -59,7 +60,7 @@ def test_what_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["mamba-tiny", "mamba2-tiny"])
-def test_a_bfloat16_prompt(name: str) -> None:
+def test_a_bfloat16_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engine and generate read a prompt with widened products; hooks act."""
     torch.manual_seed(0)
     model = ss.create_model(name).eval().to(torch.bfloat16)
@@ -75,8 +76,9 @@ def test_a_bfloat16_prompt(name: str) -> None:
     prefix = ss.prefill(model, ids)
     assert float((prefix.logits - expected[:, -1]).norm() / expected[:, -1].norm()) < 0.02
     assert seen == [torch.bfloat16] * 2
-    assert isinstance(widened.products_of(model), widened.Widened)
-    assert not isinstance(widened.products_of(exact), widened.Widened)
+    assert isinstance(prompt_products.products_of(model), prompt_products.PromptProducts)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    assert not isinstance(prompt_products.products_of(exact), prompt_products.PromptProducts)
 
 
 def test_layers_of_other_kinds_are_left_alone() -> None:
@@ -85,5 +87,38 @@ def test_layers_of_other_kinds_are_left_alone() -> None:
             return input @ self.weight.T
 
     layer = Own(9, 13, bias=False).bfloat16()
-    with widened.Widened(), torch.no_grad():
+    with prompt_products.PromptProducts(), torch.no_grad():
         assert torch.equal(layer(bf16(6, 9).fill_(1)), (torch.ones(6, 9).bfloat16() @ layer.weight.T))
+
+
+needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(4, 9), (2, 3, 9), (1, 1, 9), (9,), (0, 9)])
+def test_float32_by_onednn(shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    torch.manual_seed(0)
+    x, weight, b = torch.randn(*shape), torch.randn(13, 9), torch.randn(13) if bias else None
+    torch.testing.assert_close(products.linear(x, weight, b), F.linear(x, weight, b))
+    apart, transposed = torch.randn(*shape, 2)[..., 0], torch.randn(9, 13).T  # strides of their own
+    torch.testing.assert_close(products.linear(apart, transposed, b), F.linear(apart, transposed, b))
+    trained = weight.clone().requires_grad_()
+    products.linear(x, trained, b).sum().backward()
+    torch.testing.assert_close(trained.grad, x.reshape(-1, 9).sum(0).expand(13, 9))
+
+
+@needs_onednn
+def test_a_float32_prompt_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = ss.create_model("mamba-tiny").eval()
+    ids = torch.randint(0, model.vocab_size, (2, 9))
+    with torch.no_grad():
+        expected = model(ids)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    calls = []
+    monkeypatch.setattr(products, "linear", lambda x, w, b=None: (calls.append(tuple(w.shape)), F.linear(x, w, b))[1])
+    logits, _ = ss.Engine(model).scan(ids)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert len(calls) == sum(isinstance(m, nn.Linear) for m in model.modules())

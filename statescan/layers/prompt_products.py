@@ -1,0 +1,60 @@
+"""The products of a prompt, without gradients, where torch's own are slow: bfloat16 without instructions for it, float32 in MKL on AMD."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from statescan.ops import products
+
+TILE = 1024
+"""Outputs widened at a time."""
+FEW = 4
+"""Rows from which it pays."""
+
+
+def widening() -> bool:
+    """Whether this processor multiplies bfloat16 in software: torch's product is then 5 to 20 times slower than in float32."""
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def products_of(model: nn.Module) -> AbstractContextManager[Any]:
+    """:class:`PromptProducts` for inference with a model that has weights of a type whose products are slow on this processor."""
+    types = {p.dtype for p in model.parameters()}
+    needed = (torch.bfloat16 in types and widening()) or (torch.float32 in types and products.onednn_is_faster())
+    return PromptProducts() if needed else nullcontext()
+
+
+def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` of bfloat16 tensors with float32 sums, rounded once at the end; x (..., I), weight (O, I). Weights are widened in tiles."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    y = torch.empty(rows.shape[0], weight.shape[0], dtype=x.dtype)
+    wide = torch.empty(min(TILE, weight.shape[0]), weight.shape[1])
+    for first in range(0, weight.shape[0], TILE):
+        tile = weight[first : first + TILE]
+        part = rows @ wide[: tile.shape[0]].copy_(tile).T
+        if bias is not None:
+            part += bias[first : first + TILE]
+        y[:, first : first + TILE] = part
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+class PromptProducts(TorchFunctionMode):
+    """Inside the block, every ``F.linear`` of plain tensors on the CPU that needs no gradient is :func:`widened` (bfloat16, on a processor
+    without instructions for it) or :func:`statescan.ops.products.linear` (float32).
+
+    Modules are called as ever, so hooks, adapters and subclasses act. Outputs of bfloat16 are those of an exact product, rounded.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is F.linear and not kwargs and len(args) in (2, 3) and args[0].numel() >= FEW * args[0].shape[-1]:
+            if products.suits(*args, *[None] * (3 - len(args)), torch.float32):
+                return products.linear(*args)
+            if widening() and products.suits(*args, *[None] * (3 - len(args)), torch.bfloat16):
+                return widened(*args)
+        return func(*args, **(kwargs or {}))
