@@ -25,6 +25,7 @@ from statescan import state as states
 from statescan.layers import GatedMLP
 from statescan.mixers import GLA, HGRN2, KDA, MLSTM, RGLRU, SLSTM, Attention, DeltaNet, GatedDeltaNet, Mamba, Mamba2, Mamba3, RetNet
 from statescan.mixers.rwkv7 import RWKV7ChannelMix, RWKV7TimeMix
+from statescan.ops import products
 
 CHUNK = 64
 """Positions a chunk in the count of ssd's products."""
@@ -122,6 +123,14 @@ def best(call: Callable[[], Any], repeats: int = 7, budget: float = 0.4) -> floa
     return low
 
 
+def now(call: Callable[[], Any]) -> float:
+    """The same of a moment: the better of two repetitions."""
+    return best(call, repeats=2, budget=0.0)
+
+
+Best = Callable[[Callable[[], Any]], float]
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     """register_scan.cpp, compiled; None without a compiler."""
@@ -146,19 +155,24 @@ def _library() -> ctypes.CDLL | None:
 class Machine:
     """The rates of this machine at a number of threads; each is measured when it is first asked for, and kept."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, megabytes: int = 512) -> None:
         self.threads = threads
-        self.bandwidth = self._bandwidth()
-        self.scan = self._scan()
+        self._memory = torch.ones(megabytes * 2**18 // 1024, 1024)
+        self.measure()
+
+    def measure(self, best: Best = best) -> None:
+        """Forget the rates and measure them afresh."""
+        self._best = best
         self._rates: dict[tuple[int, int, int, torch.dtype], float] = {}
         self._again: dict[int, float] = {}
+        self.bandwidth = self._bandwidth()
+        self.scan = self._scan()
 
-    def _bandwidth(self, megabytes: int = 512) -> float:
+    def _bandwidth(self) -> float:
         """Bytes a second: the best of a plain sum, a one-row product and a loop of our own."""
-        weight = torch.ones(megabytes * 2**18 // 1024, 1024)
-        x = torch.ones(1, 1024)
+        weight, x = self._memory, torch.ones(1, 1024)
         with torch.inference_mode():
-            times = [best(weight.sum), best(lambda: F.linear(x, weight))]
+            times = [self._best(weight.sum), self._best(lambda: F.linear(x, weight))]
         library = _library()
         if library is not None:
             share = weight.numel() // self.threads
@@ -167,7 +181,7 @@ class Machine:
                 def read() -> None:
                     list(pool.map(lambda i: library.read_memory(weight.data_ptr() + 4 * i * share, share), range(self.threads)))
 
-                times.append(best(read))
+                times.append(self._best(read))
         return weight.numel() * 4 / min(times)
 
     def _scan(self, positions: int = 100_000) -> float | None:
@@ -182,7 +196,7 @@ class Machine:
                 def run(together: int = together) -> float:
                     return sum(pool.map(lambda _: library.scan_updates(positions, together, ctypes.c_float()), range(self.threads)))
 
-                rates.append(run() / best(run))
+                rates.append(run() / self._best(run))
         return max(rates)
 
     def again(self, size: int, times: int = 200) -> float | None:
@@ -197,11 +211,11 @@ class Machine:
                 def read() -> None:
                     list(pool.map(lambda row: library.read_again(row.data_ptr(), row.numel(), times), data))
 
-                self._again[size] = self.threads * size * times / best(read)
+                self._again[size] = self.threads * size * times / self._best(read)
         return self._again[size]
 
     def product(self, rows: int, out: int, into: int, dtype: torch.dtype = torch.float32) -> float:
-        """Operations a second of (rows, in) x (in, out).
+        """Operations a second of (rows, in) x (in, out), by torch's float32 or by oneDNN's where that is faster.
 
         Weights narrower than float32 may be widened on the way: the better rate counts. Few rows are measured as many, on at most 4096
         outputs: what a product of few rows waits for is memory, which is counted apart.
@@ -212,7 +226,10 @@ class Machine:
         if key not in self._rates:
             x, weight = torch.ones(rows, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
             with torch.inference_mode():
-                self._rates[key] = 2 * rows * out * into / best(lambda: F.linear(x, weight), budget=0.25)
+                calls = [lambda: F.linear(x, weight)]
+                if dtype == torch.float32 and products.onednn_is_faster():
+                    calls.append(lambda: products.linear(x, weight))
+                self._rates[key] = 2 * rows * out * into / min(self._best(call) for call in calls)
         rate = self._rates[key]
         return rate if dtype == torch.float32 else max(rate, self.product(rows, out, into))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import statescan as ss
-from benchmarks.limits import Machine, Work, work
+from benchmarks.limits import Machine, Work, now, work
 from benchmarks.peers import llama
 from benchmarks.peers.client import Absent, Participant
 from benchmarks.timing import Timing, interleaved
@@ -31,6 +31,8 @@ TRAINED = {"mamba-130m": 256, "mamba2-130m": 512, "mamba-370m": 64}
 """Positions of the training step: transformers' time grows with their square."""
 FIRST = 64
 """Tokens of the prompt whose answer's first token is waited for."""
+LIMIT = "the machine's limit"
+"""Who takes the least time that the rates of the moment allow."""
 NO_QUANTISATION = "absent: eager transformers has no weight-only precision of its own on a CPU"
 ONE_MODEL = "absent: takes minutes a figure; measured with mamba-130m"
 
@@ -123,6 +125,7 @@ class Field:
         self.absent: dict[str, str] = {}
         self.errors: dict[str, float] = {}
         self.precision, self.repeats = precision, 3 if model.options.quick else 5
+        self.machine = model.machine
         for name, start in model.participants(precision, training).items():
             if isinstance(start, str):
                 self.absent[name] = start
@@ -144,18 +147,26 @@ class Field:
         for participant in self.running.values():
             participant.close()
 
-    def measure(self, what: str, count: int, limit: float, call: Callable[[Participant], float]) -> list[Row]:
-        """A row for everyone: ``count`` tokens a call."""
-        timings = interleaved({name: partial(call, running) for name, running in self.running.items()}, self.repeats)
+    def measure(self, what: str, count: int, limit: Callable[[], float], call: Callable[[Participant], float]) -> list[Row]:
+        """A row for everyone: ``count`` tokens a call. The limit takes its turns with the others: a machine's rates change in minutes."""
+
+        def least() -> float:
+            self.machine.measure(now)
+            return limit()
+
+        calls = {name: partial(call, running) for name, running in self.running.items()}
+        timings = interleaved({**calls, LIMIT: least}, self.repeats)
         timings |= {name: Absent(reason) for name, reason in self.absent.items()}
-        return rows(what, self.precision, count, limit, timings, self.errors)
+        return rows(what, self.precision, count, timings, self.errors)
 
 
-def rows(what: str, precision: str, count: int, limit: float, timings: dict[str, Timing | Absent], errors: dict[str, float]) -> list[Row]:
+def rows(what: str, precision: str, count: int, timings: dict[str, Timing | Absent], errors: dict[str, float]) -> list[Row]:
     """Tokens a second, their spread, how many times as fast as the participant ours is, and the share of the limit."""
     ours = timings["statescan"]
     if isinstance(ours, Absent):
         raise RuntimeError(f"{what}, {precision}: statescan: {ours}")
+    limit = timings[LIMIT]
+    assert isinstance(limit, Timing)
     table = []
     for name, timing in timings.items():
         row: Row = {"figure": what, "precision": precision, "who": name}
@@ -170,7 +181,7 @@ def rows(what: str, precision: str, count: int, limit: float, timings: dict[str,
                 "statescan is faster by": timing.median / ours.median,
             }
             if name in errors:
-                row |= {"of the limit": limit / timing.median, "error": errors[name]}
+                row |= {"of the limit": limit.median / timing.median, "error": errors[name]}
         table.append(row)
     return table
 
@@ -191,12 +202,13 @@ def inference(get: Callable[[], Model], precision: str) -> list[Row]:
         body, head = info["bytes a weight"], info["bytes a weight of the head"]
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
-        def limit(rows: int, sequences: int) -> float:
-            return model.machine.forward(model.work, rows, sequences, body, head, dtype, sequences)
+        def limit(rows: int, sequences: int, calls: int = 1) -> float:
+            return calls * model.machine.forward(model.work, rows, sequences, body, head, dtype, sequences)
 
-        table = field.measure("prefill of 512 tokens", 512, limit(512, 1), lambda p: p.ask("prefill", length=512))
+        table = field.measure("prefill of 512 tokens", 512, partial(limit, 512, 1), lambda p: p.ask("prefill", length=512))
         for batch, steps in ((1, 16), (8, 8)):
-            table += field.measure(f"decode, B={batch}", batch * steps, steps * limit(batch, batch), partial(_decode, batch, steps))
+            least = partial(limit, batch, batch, steps)
+            table += field.measure(f"decode, B={batch}", batch * steps, least, partial(_decode, batch, steps))
         sizes = {name: participant.ask("info")["bytes"] / 1e6 for name, participant in field.running.items()}
     finally:
         field.close()
@@ -220,7 +232,10 @@ def training(get: Callable[[], Model]) -> list[Row]:
             participant.ask("train", length=8)
             participant.ask("peak", reset=True)
         table = field.measure(
-            f"training step, L={length}", length, model.machine.training(model.work, length), lambda p: p.ask("train", length=length)
+            f"training step, L={length}",
+            length,
+            lambda: model.machine.training(model.work, length),
+            lambda p: p.ask("train", length=length),
         )
         peaks = {name: participant.ask("peak") for name, participant in field.running.items()}
     finally:

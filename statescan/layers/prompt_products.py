@@ -31,7 +31,7 @@ def products_of(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` of bfloat16 tensors with float32 sums, rounded once at the end; x (..., I), weight (O, I). Weights are widened in tiles."""
+    """``F.linear`` of bfloat16 tensors with float32 sums, rounded once at the end; x (..., I), weight (O, I)."""
     rows = x.reshape(-1, x.shape[-1]).float()
     y = torch.empty(rows.shape[0], weight.shape[0], dtype=x.dtype)
     wide = torch.empty(min(TILE, weight.shape[0]), weight.shape[1])
@@ -53,8 +53,9 @@ class PromptProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is F.linear and not kwargs and len(args) in (2, 3) and args[0].numel() >= FEW * args[0].shape[-1]:
-            if products.suits(*args, *[None] * (3 - len(args)), torch.float32):
-                return products.linear(*args)
-            if widening() and products.suits(*args, *[None] * (3 - len(args)), torch.bfloat16):
-                return widened(*args)
+            x, weight, bias = args if len(args) == 3 else (*args, None)
+            if products.suits(x, weight, bias, torch.float32):
+                return products.linear(x, weight, bias)
+            if widening() and products.suits(x, weight, bias, torch.bfloat16):
+                return widened(x, weight, bias)
         return func(*args, **(kwargs or {}))
