@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -45,6 +46,16 @@ class _Step:
     logits: Tensor
     bus: Bus
     inplace: bool
+    known: dict[_Native, _Own]
+    """The programs whose last step in place left just these states: they need no second look."""
+
+
+class _Own(NamedTuple):
+    """What a step in place has written: the tensors, their addresses, and their rooms (second sizes)."""
+
+    tensors: list[ref[Tensor]]
+    addresses: list[int]
+    rooms: list[int]
 
 
 class Engine:
@@ -97,7 +108,7 @@ class Engine:
             part.write(native.builder)
             self._workspace.release()
             if part.layer is not None:
-                native.add_layer(part.layer)
+                native.add_layer(part.layer, model.backbone.layers[part.layer].mixer)
             self._watched += native.builder.watched
             native.builder.watched = []
         self._seen = self._fingerprint()
@@ -147,6 +158,7 @@ class Engine:
             logits=torch.empty(batch, self.model.lm_head.out_features, dtype=torch.float32),
             bus={},
             inplace=inplace,
+            known={},
         )
         for native in self._natives:  # before anything is written in place
             native.check(step)
@@ -248,27 +260,52 @@ class _Native:
         self.builder = builder
         self.layers: list[tuple[int, int, int]] = []
         """(layer, first state, end)"""
+        self.caches: list[int] = []
+        """Layers whose cache may fill up: of constant size, without a window."""
+        self._own: _Own | None = None
 
-    def add_layer(self, layer: int) -> None:
+    def add_layer(self, layer: int, mixer: Any) -> None:
         """The states that the builder has declared since the last layer are this layer's."""
         first = self.layers[-1][2] if self.layers else 0
         self.layers.append((layer, first, len(self.builder.state_shapes)))
+        if type(mixer) is Attention and mixer.window is None:
+            self.caches.append(layer)
 
     def check(self, step: _Step) -> None:
         """The states are those of these layers, and have room."""
         batch = step.ids.shape[0]
-        for layer, first, end in self.layers:
+        own = self._own
+        if own is not None and step.inplace and self._is_own(step.before, batch, own):
+            step.known[self] = own
+        for layer, first, end in () if self in step.known else self.layers:
             state = step.before.layers[layer]
             shapes = self.builder.state_shapes[first:end]
             right = len(state) == len(shapes) and all(_fits(t, (batch, *shape)) for t, shape in zip(state, shapes, strict=True))
             if not right or len({t.shape[1] for t, shape in zip(state, shapes, strict=True) if shape[:1] == (-1,)}) > 1:
                 got = [tuple(t.shape) for t in state]
                 raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
-            if not isinstance(state, GrowingAttentionState):
-                self._check_room(step, layer)
+        for layer in self.caches:
+            if not isinstance(step.before.layers[layer], GrowingAttentionState):
+                _check_room(step.before.layers[layer])
+
+    def _is_own(self, state: FlatState, batch: int, own: _Own) -> bool:
+        """Whether these are the very tensors that the last step in place left, where they were."""
+        tensors = [t for layer, _, _ in self.layers for t in state.layers[layer]]
+        return (
+            len(tensors) == len(own.tensors)
+            and all(left() is t for left, t in zip(own.tensors, tensors, strict=True))
+            and [t.data_ptr() for t in tensors] == own.addresses
+            and all(len(t) == batch for t in tensors[:1])
+        )
 
     def run(self, step: _Step) -> None:
         """Advance workspace, states and logits."""
+        own = step.known.get(self)
+        if own is not None:
+            self._run(step, own.addresses, own.addresses, own.rooms, own.rooms)
+            for layer, _, _ in self.layers:
+                step.after[layer] = step.before.layers[layer]
+            return
         batch = step.ids.shape[0]
         before: list[Tensor] = []
         after: list[Tensor] = []
@@ -281,25 +318,28 @@ class _Native:
                 after += [t.new_empty(batch, t.shape[1] + 1, *t.shape[2:]) if t.ndim > 1 else t.clone() for t in old]
             else:
                 after += old if step.inplace else [torch.empty_like(t) for t in old]
-        threads = gate.threads(2 * self.builder.products * batch)
-        self.builder.program.run(
-            threads, batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0), step.logits.data_ptr(),
-            step.logits.shape[1], [t.data_ptr() for t in before], [t.data_ptr() for t in after],
-            *([t.shape[1] if t.ndim > 1 else 0 for t in tensors] for tensors in (before, after)),
-        )  # fmt: skip
+        addresses, rooms = ([t.data_ptr() for t in after], [t.shape[1] if t.ndim > 1 else 0 for t in after])
+        self._run(step, [t.data_ptr() for t in before], addresses, [t.shape[1] if t.ndim > 1 else 0 for t in before], rooms)
         for layer, first, end in self.layers:
             step.after[layer] = type(step.before.layers[layer])(*after[first:end])
+        in_place = step.inplace and all(new is old for new, old in zip(after, before, strict=True))
+        self._own = _Own([ref(t) for t in after], addresses, rooms) if in_place else None
 
-    def _check_room(self, step: _Step, layer: int) -> None:
-        """A cache of constant size and without a window holds all positions."""
-        mixer = step.model.backbone.layers[layer].mixer
-        if type(mixer) is not Attention or mixer.window is not None:
-            return
-        keys, _, position = step.before.layers[layer]
-        if position.numel() and int(position.max()) >= keys.shape[1]:
-            raise ValueError(
-                f"the cache holds {keys.shape[1]} positions and a row has {int(position.max()) + 1}: give init_state a larger capacity"
-            )
+    def _run(self, step: _Step, before: list[int], after: list[int], room_before: list[int], room_after: list[int]) -> None:
+        batch = step.ids.shape[0]
+        self.builder.program.run(
+            gate.threads(2 * self.builder.products * batch), batch, step.ids.data_ptr(), step.rows.data_ptr(), step.rows.stride(0),
+            step.logits.data_ptr(), step.logits.shape[1], before, after, room_before, room_after,
+        )  # fmt: skip
+
+
+def _check_room(state: Any) -> None:
+    """A cache of constant size and without a window holds all positions."""
+    keys, _, position = state
+    if position.numel() and int(position.max()) >= keys.shape[1]:
+        raise ValueError(
+            f"the cache holds {keys.shape[1]} positions and a row has {int(position.max()) + 1}: give init_state a larger capacity"
+        )
 
 
 def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
