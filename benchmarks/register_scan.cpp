@@ -2,6 +2,9 @@
 // cache, and a read of memory. Compiled when the benchmark runs; called by one thread a core at a time.
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -14,15 +17,24 @@ typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
 static inline Floats exp2_of(Floats t) {
+#if defined(__AVX512F__)
+    const Floats whole = (Floats)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Floats f = t - whole;
+#else
     const Floats magic = Floats{} + 12582912.0f;
     Floats shifted = t + magic;
     Floats f = t - (shifted - magic);
+#endif
     Floats p = 1.3333558e-3f * f + 9.6181291e-3f;
     p = p * f + 5.5504109e-2f;
     p = p * f + 2.4022651e-1f;
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
     return (Floats)((Ints)p + ((Ints)shifted << 23));
+#endif
 }
 
 // Positions run one after another; kStates recurrences at a time, each a vector of channels.

@@ -67,15 +67,24 @@ STATESCAN_INLINE bool all(vi condition) {
 
 // 2^t for t within [-126, 127], relative error below 2e-7, exact at integers.
 STATESCAN_INLINE vf exp2_inside(vf t) {
+#if defined(__AVX512F__)
+    const vf whole = (vf)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf f = t - whole;
+#else
     const vf shifted = t + 12582912.0f;  // 1.5 * 2^23: the low bits now hold the nearest integer
     const vf f = t - (shifted - 12582912.0f);
+#endif
     vf p = splat(0.0013264727206376316f);
     p = p * f + 0.009671512654796002f;
     p = p * f + 0.055507337433688936f;
     p = p * f + 0.24022242085142126f;
     p = p * f + 0.6931469775990168f;
     p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
     return (vf)((vi)p + ((vi)shifted << 23));
+#endif
 }
 
 // 2^t with t held within [-126, 127]; NaN stays NaN.
