@@ -172,6 +172,28 @@ def test_inplace_writes_over_the_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(pytree.tree_leaves(over), pytree.tree_leaves(after), strict=True))
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_states_that_a_step_in_place_has_left(name: str) -> None:
+    """They are not looked at twice; others in their place are."""
+    made = model(PARTS[name])
+    engine = ss.Engine(made)
+    token, state = start(made, 2)
+    _, state = engine.step(token, state, inplace=True)
+    copy = pytree.tree_map(torch.clone, state)
+    expected, _ = engine.step(token, copy)
+    for t in pytree.tree_leaves(state):  # moved, as .to() moves a tensor
+        t.data = t.data.clone()
+    got, state = engine.step(token, state, inplace=True)
+    assert torch.equal(got, expected)
+    with pytest.raises(ValueError, match="the state of layer 0 has shapes"):
+        engine.step(torch.zeros(3, dtype=torch.long), state, inplace=True)
+    swapped = state._replace(layers=(state.layers[1], state.layers[0], *state.layers[2:]))
+    expected, _ = engine.step(token, pytree.tree_map(torch.clone, swapped))
+    assert torch.equal(engine.step(token, swapped, inplace=True)[0], expected)
+    kept = pytree.tree_map(torch.clone, swapped)
+    assert torch.equal(engine.step(token, kept)[0], engine.step(token, kept, inplace=True)[0])  # without inplace nothing is written
+
+
 # -- what is not plain is called ------------------------------------------------------------------------------------------------
 
 

@@ -192,6 +192,11 @@ def test_a_full_cache_is_an_error() -> None:
     state = made.scan(ids)[1]
     with pytest.raises(ValueError, match="the cache holds 12 positions and a row has 13"):
         engine.step(ids[:, 0], state)
+    state = made.scan(ids[:, :10])[1]
+    for _ in range(2):
+        _, state = engine.step(ids[:, 0], state, inplace=True)
+    with pytest.raises(ValueError, match="the cache holds 12 positions and a row has 13"):
+        engine.step(ids[:, 0], state, inplace=True)
 
 
 @pytest.mark.parametrize("name", MIXERS)
