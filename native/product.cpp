@@ -26,8 +26,10 @@ STATESCAN_INLINE float weight(const char* row, int64_t k) {
 // into the second-level cache; several streams, or lines asked for into the first, halve its rate. Zen 3 (AVX2): four outputs side by side.
 #if defined(__AVX512F__)
 constexpr int kOutputs = 1, kCache = 2;
+constexpr int kTogether = 4;  // outputs of several rows: as many sums as the registers hold
 #else
 constexpr int kOutputs = 4, kCache = 3;
+constexpr int kTogether = 3;
 #endif
 
 // O outputs of R rows: O * R sums stay in registers. A weight's row is too short for the hardware to look ahead, so here we ask for the rows
@@ -44,7 +46,7 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
         vf v[O];
         for (int i = 0; i < O; ++i) v[i] = weights<type>(row[i], k);
         for (int r = 0; r < R; ++r) {
-            const vf u = load(x + r * x_stride + k);
+            const vf u = keep<O>(load(x + r * x_stride + k));
             for (int i = 0; i < O; ++i) sums[i][r] += v[i] * u;
         }
     };
@@ -76,7 +78,7 @@ void floats(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int
     int64_t o = first;
     if (rows == 1)
         for (; o + kOutputs <= last; o += kOutputs) outputs<type, kOutputs>(w, x, x_stride, rows, o, y, y_stride);
-    for (; o + 3 <= last; o += 3) outputs<type, 3>(w, x, x_stride, rows, o, y, y_stride);
+    for (; o + kTogether <= last; o += kTogether) outputs<type, kTogether>(w, x, x_stride, rows, o, y, y_stride);
     for (; o < last; ++o) outputs<type, 1>(w, x, x_stride, rows, o, y, y_stride);
 }
 

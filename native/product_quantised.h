@@ -111,39 +111,51 @@ static inline void encode(const float* x, int64_t count, int64_t group, int16_t*
     *offset = -8.0f * sum(__builtin_convertvector(total, vf));
 }
 
-// One output of R rows: a weight is read and widened once for all of them. Sums of a group are exact, and groups are added in a fixed
-// order, every other one to a sum of its own (one chain of additions would be what everything waits for): a row has the same bits in any batch.
-template <bool nibbles, int G, int R>
-STATESCAN_INLINE void dots(const char* q, const char* scale, int64_t count, const Activations& a, int64_t r, float bias, float* y,
-                           int64_t y_stride) {
+// O outputs of R rows: a weight is read and widened once for all rows, an activation read once for all outputs. Sums of a group are exact, and
+// groups are added in a fixed order, every other one to a sum of its own (one chain of additions would be what everything waits for): a row
+// has the same bits in any batch.
+template <bool nibbles, int G, int R, int O>
+STATESCAN_INLINE void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, int64_t count, float* y, int64_t y_stride) {
     constexpr int64_t bytes = nibbles ? G / 2 : G;
+    const int64_t row = count * bytes;
+    const char *q = w.weight.at(0) + o * row, *scale = w.scale.at(0) + 2 * o * count;
     const int16_t* words = a.words + r * a.row_words;
-    vf total[R][2] = {};
+    vf total[O][R][2] = {};
     for (int64_t first = 0; first < count; first += W) {
         // The factors of the groups up to `end` stand in the last lanes: at the end of a row lanes before them are groups that were done.
         const int64_t end = least(first + W, count), some = end - first;
-        float factor[R][W];
-        const vf s = scales(scale, end);
-        for (int i = 0; i < R; ++i) {
-            const int64_t at = (r + i) * a.row_steps + end;
-            const vf f = s * load(a.step + at);
-            store(factor[i], f);
-            if (nibbles) total[i][0] += (vf)((vi)(f * load(a.offset + at)) & (lanes() >= static_cast<int32_t>(W - some)));
+        float factor[O][R][W];
+        for (int n = 0; n < O; ++n) {
+            const vf s = scales(scale + 2 * n * count, end);
+            for (int i = 0; i < R; ++i) {
+                const int64_t at = (r + i) * a.row_steps + end;
+                const vf f = s * load(a.step + at);
+                store(factor[n][i], f);
+                if (nibbles) total[n][i][0] += (vf)((vi)(f * load(a.offset + at)) & (lanes() >= static_cast<int32_t>(W - some)));
+            }
         }
         const auto group = [&](int64_t g, int chain) {
-            vi part[R] = {};
+            vi part[O][R] = {};
             if (R == 1 && (bytes >= 64 || chain == 0))  // it waits for memory; several rows compute
                 for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + kAhead + 64 * i);
 #pragma GCC unroll 16
             for (int64_t k = 0; k < bytes; k += L) {
-                const vs v = widen<nibbles>(q + k);
-                const vs low = nibbles ? v & 15 : v, high = v >> 4;
+                vs low[O], high[O];
+                for (int n = 0; n < O; ++n) {
+                    const vs v = widen<nibbles>(q + n * row + k);
+                    low[n] = nibbles ? v & 15 : v;
+                    high[n] = v >> 4;
+                }
                 for (int i = 0; i < R; ++i) {
-                    part[i] += madd(low, load_words(words + i * a.row_words + k));
-                    if (nibbles) part[i] += madd(high, load_words(words + i * a.row_words + k + bytes));
+                    const vs x = keep<O>(load_words(words + i * a.row_words + k));
+                    for (int n = 0; n < O; ++n) part[n][i] += madd(low[n], x);
+                    if (!nibbles) continue;
+                    const vs more = keep<O>(load_words(words + i * a.row_words + k + bytes));
+                    for (int n = 0; n < O; ++n) part[n][i] += madd(high[n], more);
                 }
             }
-            for (int i = 0; i < R; ++i) total[i][chain] += __builtin_convertvector(part[i], vf) * factor[i][W - some + g];
+            for (int n = 0; n < O; ++n)
+                for (int i = 0; i < R; ++i) total[n][i][chain] += __builtin_convertvector(part[n][i], vf) * factor[n][i][W - some + g];
             q += bytes;
             words += G;
         };
@@ -151,22 +163,28 @@ STATESCAN_INLINE void dots(const char* q, const char* scale, int64_t count, cons
         for (; g + 2 <= some; g += 2) group(g, 0), group(g + 1, 1);
         if (g < some) group(g, 0);
     }
-    for (int i = 0; i < R; ++i) y[(r + i) * y_stride] = sum(total[i][0] + total[i][1]) + bias;
+    for (int n = 0; n < O; ++n) {
+        const float bias = w.bias ? *w.bias.f(o + n) : 0.0f;
+        for (int i = 0; i < R; ++i) y[(r + i) * y_stride + o + n] = sum(total[n][i][0] + total[n][i][1]) + bias;
+    }
+}
+
+// R rows of all outputs; those that one pass over the activations serves are as many as the registers hold.
+template <bool nibbles, int G, int R>
+void rows_of(const Matrix& w, const Activations& a, int64_t r, int64_t first, int64_t last, float* y, int64_t y_stride) {
+    constexpr int O = W == 16 && R > 1 ? 2 : 1;
+    const int64_t count = groups(w);
+    int64_t o = first;
+    for (; o + O <= last; o += O) dots<nibbles, G, R, O>(w, a, r, o, count, y, y_stride);
+    for (; o < last; ++o) dots<nibbles, G, R, 1>(w, a, r, o, count, y, y_stride);
 }
 
 template <bool nibbles, int G>
 void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
-    const int64_t count = groups(w), row = count * (nibbles ? G / 2 : G);
-    const char *q = w.weight.at(0), *scale = w.scale.at(0);
-    const auto each = [&](auto&& some) {
-        for (int64_t o = first; o < last; ++o) some(q + o * row, scale + 2 * o * count, w.bias ? *w.bias.f(o) : 0.0f, y + o);
-    };
     int64_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-        each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 4>(q, s, count, a, r, b, y, y_stride); });
-    for (; r + 2 <= rows; r += 2)
-        each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 2>(q, s, count, a, r, b, y, y_stride); });
-    if (r < rows) each([&](const char* q, const char* s, float b, float* y) { dots<nibbles, G, 1>(q, s, count, a, r, b, y, y_stride); });
+    for (; r + 4 <= rows; r += 4) rows_of<nibbles, G, 4>(w, a, r, first, last, y, y_stride);
+    for (; r + 2 <= rows; r += 2) rows_of<nibbles, G, 2>(w, a, r, first, last, y, y_stride);
+    if (r < rows) rows_of<nibbles, G, 1>(w, a, r, first, last, y, y_stride);
 }
 
 template <bool nibbles>

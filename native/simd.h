@@ -125,6 +125,15 @@ static inline vf from_bf16(const char* p) {
 #endif
 }
 
+// The vector in a register, where several products share it: compilers make it each one's operand in memory, and then loads are what limits.
+template <int shared, typename V>
+STATESCAN_INLINE V keep(V v) {
+#if defined(__AVX512F__)
+    if (shared > 1) asm("" : "+v"(v));
+#endif
+    return v;
+}
+
 // Round to nearest even; NaN stays NaN.
 static inline void to_bf16(char* p, vf v) {
     const vu u = (vu)v;
