@@ -27,7 +27,7 @@ dev: $(VENV)/.dev  ## everything a contributor needs, and the pre-commit hook
 lint: $(VENV)/.dev  ## format, lint, spelling, import layers, types
 	$(BIN)/pre-commit run --all-files
 
-bench: $(VENV)/.dev  ## about 25 minutes, idle machine; the first run builds llama.cpp; tables in benchmarks/results/
+bench: $(VENV)/.dev  ## over an hour, idle machine; the first run builds llama.cpp; tables in benchmarks/results/
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.dev  ## two minutes: fewer layers, shorter lengths
