@@ -51,7 +51,7 @@ def panel(axis: Any, everyone: dict[str, dict[str, Any]], title: str) -> None:
         axis.barh(i, value, xerr=[[value - row["low"]], [row["high"] - value]], color=COLOURS[who], height=0.6, capsize=3)
         axis.text(row["high"], i, f"  {value:,.0f}", va="center", fontsize=10)
     axis.set_yticks(range(len(COLOURS)), COLOURS)
-    axis.invert_yaxis()
+    axis.set_ylim(len(COLOURS) - 0.5, -0.5)  # whoever is absent has a place too
     axis.set_xlim(0, most * 1.5)
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
