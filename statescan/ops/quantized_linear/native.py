@@ -45,12 +45,12 @@ def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, grou
 
 
 def _rounded(rows: Tensor, group_size: int) -> Tensor:
-    """What the kernel makes of activations (R, I): multiples of 1/32767 of the largest number of each row's group."""
+    """What the kernel makes of activations (R, I): multiples of 1/32639 (two signed bytes) of the largest number of each row's group."""
     length = rows.shape[1]
     parts = F.pad(rows, (0, -length % group_size)).unflatten(1, (-1, group_size))
     largest = parts.abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 1e-30, 32767 / largest, 0)
-    return (parts * inverse).round_().mul_(largest / 32767).flatten(1)[:, :length]
+    inverse = torch.where(largest > 1e-30, 32639 / largest, 0)
+    return (parts * inverse).round_().mul_(largest / 32639).flatten(1)[:, :length]
 
 
 def _backward(gy: Tensor, weight: Tensor, scale: Tensor, in_features: int) -> Tensor:
