@@ -117,6 +117,24 @@ struct Mamba3 {
     View angle_last, ssm_last, k_last, v_last;                  // as the incoming ones
 };
 
+struct LogLinear {
+    int threads;
+    float scale;
+    int64_t batch, length, heads, groups, keys, width, levels;
+    View q, k, v, weight, decay, beta, state;  // (B, L, G, K), twice; (B, L, H, V); (B, L, H, M); (B, L, H); the same, may be absent; (B, H, M, K, V)
+    const int64_t* before;                     // (B,): positions before the call in each row's document
+    Line line;
+    View y, last;
+};
+
+struct Mesa {
+    int threads;
+    int64_t iterations, batch, length, heads, keys, width;
+    View q, k, v, beta, decay, ridge, G, S;  // (B, L, H, K), twice; (B, L, H, V); (B, L, H), twice; (H, K); (B, H, K, K); (B, H, K, V)
+    Line line;
+    View y, G_last, S_last;
+};
+
 struct Slstm {
     int threads;
     int64_t batch, length, heads, cells;
@@ -201,6 +219,8 @@ struct Kernels {
     void (*matrix_state)(const MatrixState&);
     void (*matrix_state_backward)(const MatrixStateGrad&);
     void (*mamba3)(const Mamba3&);
+    void (*log_linear)(const LogLinear&);
+    void (*mesa)(const Mesa&);
     void (*slstm)(const Slstm&);
     void (*slstm_backward)(const SlstmGrad&);
     void (*diagonal_scan)(const DiagonalScan&);

@@ -302,6 +302,21 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.mamba3(a);
     });
+    m.def("log_linear", [](int threads, float scale, nb::tuple s, V q, V k, V v, V weight, V decay, V beta, V state, int64_t before, V reset,
+                           V mask, V y, V last) {
+        const statescan::LogLinear a{threads, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6),
+                                     q, k, v, weight, decay, beta, state, reinterpret_cast<const int64_t*>(before), line(reset, mask, {}, 1),
+                                     y, last};
+        NOGIL;
+        kernels.log_linear(a);
+    });
+    m.def("mesa", [](int threads, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask, V y,
+                     V G_last, V S_last) {
+        const statescan::Mesa a{threads, iterations, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), q, k, v, beta, decay, ridge, G, S,
+                                line(reset, mask, {}, 1), y, G_last, S_last};
+        NOGIL;
+        kernels.mesa(a);
+    });
     m.def("slstm", [](int threads, nb::tuple s, V gates, V R, V state, V reset, V mask, V y, V last, V raw, V chunks) {
         const auto a = slstm(threads, s, gates, R, state, reset, mask, y, last, raw, chunks);
         NOGIL;

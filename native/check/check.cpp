@@ -1,7 +1,7 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
-//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3.cpp native/causal_conv1d.cpp native/diagonal_scan.cpp native/product.cpp \
-//         native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
+//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3.cpp native/log_linear.cpp native/mesa.cpp native/causal_conv1d.cpp \
+//         native/diagonal_scan.cpp native/product.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
 #include <cmath>
@@ -299,6 +299,46 @@ void mamba3_case(const Kernels& kernels, int64_t B, int64_t L, int64_t R, int64_
     finite(a.k_last, B * R * H * N), finite(a.v_last, B * H * P);
 }
 
+void log_linear_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t G, int64_t K, int64_t V, int64_t M, bool delta,
+                     bool timeline, int32_t type) {
+    Case c;
+    LogLinear a{};
+    const std::vector<int64_t> before{5, 200};
+    a.batch = B, a.length = L, a.heads = H, a.groups = G, a.keys = K, a.width = V, a.levels = M, a.scale = 0.5f, a.before = before.data();
+    a.line = c.line(timeline, B, L, false);
+    const float size = 1 / std::sqrt(static_cast<float>(K));
+    a.q = c.in({B, L, G, K}, type), a.k = c.in({B, L, G, K}, type, -size, size), a.v = c.in({B, L, H, V}, type);
+    a.weight = c.in({B, L, H, M}, type), a.decay = c.in({B, L, H}, type, -4, 0), a.state = c.in({B, H, M, K, V});
+    if (delta) a.beta = c.in({B, L, H}, type, 0, 2);
+    a.y = c.out({B, L, H, V}, type), a.last = c.out({B, H, M, K, V});
+    if (timeline) {
+        const View* const inputs[] = {&a.q, &a.k, &a.v, &a.weight, &a.decay, &a.beta};
+        const int64_t row[] = {G * K, G * K, H * V, H * M, H, H};
+        for (int i = 0; i < 6; ++i)
+            if (*inputs[i]) c.holes(*inputs[i], a.line.mask, B * L, row[i]);
+    }
+    c.run([&](int threads) { a.threads = threads, kernels.log_linear(a); });
+    finite(a.y, B * L * H * V), finite(a.last, B * H * M * K * V);
+}
+
+void mesa_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t K, int64_t V, bool timeline, int32_t type) {
+    Case c;
+    Mesa a{};
+    a.batch = B, a.length = L, a.heads = H, a.keys = K, a.width = V, a.iterations = 30;
+    a.line = c.line(timeline, B, L, false);
+    a.q = c.in({B, L, H, K}, type), a.k = c.in({B, L, H, K}, type), a.v = c.in({B, L, H, V}, type);
+    a.beta = c.in({B, L, H}, type, 0, 1), a.decay = c.in({B, L, H}, type, -4, 0), a.ridge = c.in({H, K}, kFloat, 1, 2);
+    a.G = c.in({B, H, K, K}, kFloat, 0, 0.01f), a.S = c.in({B, H, K, V});
+    a.y = c.out({B, L, H, V}, type), a.G_last = c.out({B, H, K, K}), a.S_last = c.out({B, H, K, V});
+    if (timeline) {
+        const View* const inputs[] = {&a.q, &a.k, &a.v, &a.beta, &a.decay};
+        const int64_t row[] = {H * K, H * K, H * V, H, H};
+        for (int i = 0; i < 5; ++i) c.holes(*inputs[i], a.line.mask, B * L, row[i]);
+    }
+    c.run([&](int threads) { a.threads = threads, kernels.mesa(a); });
+    finite(a.y, B * L * H * V), finite(a.G_last, B * H * K * K), finite(a.S_last, B * H * K * V);
+}
+
 void slstm_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t P, bool timeline, int32_t type) {
     Case c;
     Slstm a{};
@@ -405,6 +445,14 @@ void all(const Kernels& kernels) {
                 mamba3_case(kernels, 1, length, 4, 1, 1, 34, 35, 9, length != 3, timeline, type);
                 mamba3_case(kernels, 2, length, 3, 2, 1, 16, 9, 0, length % 2 == 0, timeline, type);
                 mamba3_case(kernels, 1, length, 7, 1, 1, 6, 20, 2, true, timeline, type);
+                running = "log_linear";
+                log_linear_case(kernels, 1, length, 1, 1, 1, 1, 1, false, timeline, type);
+                log_linear_case(kernels, 2, length, 6, 1, 18, 9, 9, length % 2 == 0, timeline, type);
+                log_linear_case(kernels, 1, length, 2, 2, 33, 40, 4, true, timeline, type);
+                running = "mesa";
+                mesa_case(kernels, 1, length, 1, 1, 1, timeline, type);
+                mesa_case(kernels, 2, length, 2, 18, 9, timeline, type);
+                mesa_case(kernels, 1, length, 1, 33, 40, timeline, type);
                 running = "slstm";
                 slstm_case(kernels, 1, length, 1, 1, timeline, type);
                 slstm_case(kernels, 6, length, 2, 9, timeline, type);

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan import Timeline
-from statescan.ops import causal_conv1d, delta_rule, diagonal_scan, linear_attention, mamba3, selective_scan, slstm, ssd
+from statescan.ops import causal_conv1d, delta_rule, diagonal_scan, linear_attention, log_linear, mamba3, mesa, selective_scan, slstm, ssd
 from statescan.ops.dispatch import implementation
 
 Inputs = dict[str, Tensor]
@@ -29,9 +29,23 @@ def flat_mamba3(*, timeline: Timeline | None = None, return_state: bool = False,
     return (y, torch.cat([part.flatten(1) for part in last], dim=1)) if return_state else y
 
 
+def placed_log_linear(*, state: Tensor, timeline: Timeline | None = None, return_state: bool = False, **inputs: Any) -> Any:
+    """Each row's document has had another number of positions."""
+    before = 29 * torch.arange(len(state)) + 7
+    y, (last, _) = log_linear(**inputs, state=(state, before), timeline=timeline, return_state=True)
+    return (y, last) if return_state else y
+
+
+def flat_mesa(*, root: Tensor, S: Tensor, timeline: Timeline | None = None, return_state: bool = False, **inputs: Any) -> Any:
+    """With the incoming G by its root, and the last states in one row."""
+    y, last = mesa(**inputs, state=(root @ root.mT, S), timeline=timeline, return_state=True)
+    return (y, torch.cat([part.flatten(1) for part in last], dim=1)) if return_state else y
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "selective_scan": selective_scan, "causal_conv1d": causal_conv1d, "ssd": ssd, "diagonal_scan": diagonal_scan,
     "linear_attention": linear_attention, "delta_rule": delta_rule, "slstm": stacked_slstm, "mamba3": flat_mamba3,
+    "log_linear": placed_log_linear, "mesa": flat_mesa,
 }  # fmt: skip
 EXISTING = (
     "x",
@@ -49,6 +63,7 @@ EXISTING = (
     "gates",
     "mix",
     "speed",
+    "level_scale",
 )  # inputs that hold NaN where a position does not exist
 
 
@@ -138,6 +153,25 @@ def mamba3_inputs(batch: int, length: int, rank: int, heads: int, groups: int, n
         inputs["z"] = r(batch, length, heads, p)
         inputs |= {f"{name}_weight": r(heads, rank, p) for name in "vzy"}
     return inputs
+
+
+def log_linear_inputs(batch: int, length: int, heads: int, groups: int, keys: int, width: int, levels: int, delta: bool) -> Inputs:
+    r = torch.randn
+    inputs = {
+        "q": r(batch, length, groups, keys), "k": F.normalize(r(batch, length, groups, keys), dim=-1), "v": r(batch, length, heads, width),
+        "level_scale": 2 * torch.rand(batch, length, heads, levels), "log_decay": -0.5 * torch.rand(batch, length, heads),
+        "state": r(batch, heads, levels, keys, width),
+    }  # fmt: skip
+    return inputs | {"beta": 2 * torch.rand(batch, length, heads)} if delta else inputs
+
+
+def mesa_inputs(batch: int, length: int, heads: int, keys: int, width: int) -> Inputs:
+    r = torch.randn
+    return {
+        "q": F.normalize(r(batch, length, heads, keys), dim=-1), "k": F.normalize(r(batch, length, heads, keys), dim=-1),
+        "v": r(batch, length, heads, width), "beta": torch.rand(batch, length, heads), "log_decay": -0.5 * torch.rand(batch, length, heads),
+        "ridge": 0.5 + torch.rand(heads, keys), "root": 0.5 * keys**-0.5 * r(batch, heads, keys, keys), "S": r(batch, heads, keys, width),
+    }  # fmt: skip
 
 
 def random_timeline(op: str, inputs: Inputs) -> Timeline:

@@ -14,7 +14,10 @@ from statescan import ops
 from statescan.ops import native_gate as gate
 from statescan.ops.dispatch import implementation
 
-SCANS = ("causal_conv1d", "diagonal_scan", "selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "slstm", "mamba3")
+SCANS = (
+    "causal_conv1d", "diagonal_scan", "selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "slstm", "mamba3", "log_linear",
+    "mesa",
+)  # fmt: skip
 NATIVE = () if gate.module is None else [(op, "native") for op in SCANS]
 
 

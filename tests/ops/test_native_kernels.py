@@ -60,6 +60,14 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "mamba3 two writes": ("mamba3", lambda: cases.mamba3_inputs(3, 20, 2, 2, 2, 16, 33, 0, False), {"layout": "halves"}),
     "mamba3 four writes": ("mamba3", lambda: cases.mamba3_inputs(1, 66, 4, 2, 1, 32, 25, 16, True), {}),
     "mamba3 seven writes": ("mamba3", lambda: cases.mamba3_inputs(2, 19, 7, 2, 1, 6, 20, 2, True), {"layout": "halves"}),
+    "log-linear one of all": ("log_linear", lambda: cases.log_linear_inputs(1, 1, 1, 1, 1, 1, 1, False), {}),
+    "log-linear five heads": ("log_linear", lambda: cases.log_linear_inputs(2, 139, 5, 1, 18, 9, 9, False), {"scale": 0.7}),
+    "log-linear few levels": ("log_linear", lambda: cases.log_linear_inputs(2, 70, 2, 2, 5, 33, 3, False), {}),
+    "log-linear delta": ("log_linear", lambda: cases.log_linear_inputs(2, 139, 4, 2, 9, 20, 10, True), {}),
+    "log-linear delta wide": ("log_linear", lambda: cases.log_linear_inputs(1, 66, 1, 1, 64, 64, 8, True), {}),
+    "mesa one of all": ("mesa", lambda: cases.mesa_inputs(1, 1, 1, 1, 1), {}),
+    "mesa L70": ("mesa", lambda: cases.mesa_inputs(2, 70, 2, 18, 9), {}),
+    "mesa wide": ("mesa", lambda: cases.mesa_inputs(1, 14, 1, 64, 70), {}),
     "diagonal one row": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 30, 9), (1, 30, 9), C, C), {}),
 }
 
@@ -112,12 +120,14 @@ def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -
 
 
 @pytest.mark.parametrize(
-    "name", ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2", "mamba3 L2"]
-)
+    "name",
+    ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2", "mamba3 L2",
+     "log-linear delta", "mesa L70"],
+)  # fmt: skip
 def test_bfloat16(name: str) -> None:
     torch.manual_seed(2)
     op, make, options = CASES[name]
-    keep = ("A", "D", "bias", "delta_bias", "reset_to") + (() if op == "causal_conv1d" else ("state",))
+    keep = ("A", "D", "bias", "delta_bias", "reset_to", "ridge", "root", "S") + (() if op == "causal_conv1d" else ("state",))
     inputs = {n: t if n in keep else t.bfloat16() for n, t in make().items()}
     cases.compare(op, inputs, cases.random_timeline(op, inputs), 2e-2, **options)
 
@@ -125,7 +135,8 @@ def test_bfloat16(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full", "attention scalar",
-     "delta scalar", "delta read", "slstm seven rows", "mamba3 one write", "mamba3 four writes"],
+     "delta scalar", "delta read", "slstm seven rows", "mamba3 one write", "mamba3 four writes", "log-linear five heads",
+     "log-linear delta", "mesa L70"],
 )  # fmt: skip
 @pytest.mark.parametrize("timeline", [False, True])
 def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
@@ -163,7 +174,8 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name",
     ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row", "attention vector",
-     "delta three writes", "delta read", "slstm five rows", "slstm one row", "mamba3 two writes", "mamba3 four writes"],
+     "delta three writes", "delta read", "slstm five rows", "slstm one row", "mamba3 two writes", "mamba3 four writes",
+     "log-linear five heads", "log-linear delta", "mesa L70"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", [strided, unaligned])
 def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:

@@ -105,4 +105,4 @@ def bit_length(number: Tensor, levels: int) -> Tensor:
     return (number.unsqueeze(-1) >= 2 ** torch.arange(levels - 1, device=number.device)).sum(-1)
 
 
-from statescan.ops.log_linear import portable, reference  # noqa: E402, F401 - they register themselves
+from statescan.ops.log_linear import native, portable, reference  # noqa: E402, F401 - they register themselves

@@ -6,9 +6,6 @@ backward pass runs ``portable`` again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,14 +13,10 @@ from statescan.ops import native_gate as gate
 from statescan.ops.mamba3 import op
 from statescan.ops.mamba3.portable import portable
 from statescan.ops.native_gate import view
+from statescan.ops.recomputed import recomputed
 
 MAX_RANK = 16
 """Writes a position: a block of 16 of them stays in the cache."""
-
-_NAMES = (
-    "q", "k", "v", "log_decay", "delta", "mix", "speed", "q_bias", "k_bias", "D", "v_weight", "z", "z_weight", "y_weight", "angle", "ssm",
-    "last_k", "last_v",
-)  # fmt: skip
 
 
 def _refuse(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor | None) -> str | None:
@@ -71,42 +64,7 @@ def _forward(
     return y, last[0], last[1], last[2], last[3]
 
 
-class _Recomputed(torch.autograd.Function):
-    """The kernel, and the derivative of ``portable``."""
-
-    @staticmethod
-    def forward(ctx: Any, line: dict[str, Any], *tensors: Tensor | None) -> Any:
-        ctx.save_for_backward(*tensors)
-        ctx.line = line  # reset, mask and layout
-        return _forward(**_named(tensors), **line)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # type: ignore[override]
-        again = torch.is_grad_enabled()  # a second derivative will follow
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        given = list(ctx.saved_tensors)
-        with torch.enable_grad():
-            for i in wanted:  # leaves of their own: one input may be made from another
-                given[i] = given[i].view_as(given[i]) if again else given[i].detach().requires_grad_()
-            outputs = portable(**_named(given), **ctx.line)
-        # Outputs that nothing wanted leads to have no derivative: the last values, if only keys are wanted.
-        moving = [i for i, output in enumerate(outputs) if output.requires_grad]
-        found = torch.autograd.grad(
-            [outputs[i] for i in moving], [given[i] for i in wanted], [cotangents[i] for i in moving], create_graph=again, allow_unused=True
-        )
-        gradients = dict(zip(wanted, found, strict=True))
-        return None, *(gradients.get(i) for i in range(len(given)))
-
-
-def _named(tensors: Sequence[Tensor | None]) -> dict[str, Any]:
-    return dict(zip(_NAMES, tensors, strict=True))
-
-
 @op.implementation("native", _refuse)
 def native(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor | None) -> tuple[Tensor, ...]:
     """y (B, L, H, P) or o (B, L, R, H, P), and the last angle, S, k and v."""
-    inputs = [tensors[name] for name in _NAMES]
-    line: dict[str, Any] = {"reset": reset, "mask": mask, "layout": layout}
-    if gate.needs_gradient(*inputs):
-        return _Recomputed.apply(line, *inputs)  # type: ignore[no-any-return]
-    return _forward(**_named(inputs), **line)
+    return recomputed(_forward, portable, tensors, {"reset": reset, "mask": mask, "layout": layout})

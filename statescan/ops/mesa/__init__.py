@@ -80,4 +80,4 @@ def mesa(
     return (y, (last[0], last[1])) if return_state else y
 
 
-from statescan.ops.mesa import portable, reference  # noqa: E402, F401 - they register themselves
+from statescan.ops.mesa import native, portable, reference  # noqa: E402, F401 - they register themselves

@@ -1,0 +1,60 @@
+"""Log-linear attention in C++: blocks of 64 positions for each head, with the levels of the past in the cache.
+
+There is no backward kernel: nothing is saved but the inputs, and the backward pass runs ``portable`` again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from statescan.ops import native_gate as gate
+from statescan.ops.log_linear import op
+from statescan.ops.log_linear.portable import portable
+from statescan.ops.native_gate import view
+from statescan.ops.recomputed import recomputed
+
+MAX_LEVELS = 64
+MAX_STATE = 1 << 22
+"""Numbers of a head's levels: a thread holds those of up to four heads."""
+
+
+def _refuse(
+    scale: float, position: Tensor, before: Tensor, after: Tensor, reset: Tensor | None, mask: Tensor | None, state: Tensor,
+    **tensors: Tensor | None,
+) -> str | None:  # fmt: skip
+    if not gate.plain(*tensors.values(), state, before, reset, mask):
+        return "a compiler traces, operations are watched, or a tensor is of a subclass: portable is made of parts that all of these know"
+    levels, keys, width = state.shape[2:]
+    if levels > MAX_LEVELS or levels * keys * width > MAX_STATE:
+        return f"a head has {levels} levels of {keys} x {width}; the native kernel takes {MAX_LEVELS} levels and {MAX_STATE} numbers in all"
+    return gate.refuse((torch.float32, torch.bfloat16), **tensors) or gate.refuse((torch.float32,), state=state)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, level_scale: Tensor, log_decay: Tensor, beta: Tensor | None, state: Tensor, before: Tensor,
+    reset: Tensor | None, mask: Tensor | None, scale: float, **_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    assert gate.module is not None
+    batch, length, groups, keys = q.shape
+    heads, width = v.shape[2:]
+    q, k, v, level_scale, state = (gate.rows(x) for x in (q, k, v, level_scale, state))
+    y, last, before = torch.empty(v.shape, dtype=v.dtype), torch.empty(state.shape), before.contiguous()
+    sizes = (batch, length, heads, groups, keys, width, state.shape[2])
+    if batch:
+        gate.module.log_linear(
+            gate.threads(4 * v.numel() * keys), scale, sizes, view(q), view(k), view(v), view(level_scale), view(log_decay), view(beta),
+            view(state), before.data_ptr(), view(reset), view(mask), view(y), view(last),
+        )  # fmt: skip
+    return y, last
+
+
+@op.implementation("native", _refuse)
+def native(
+    scale: float, position: Tensor, before: Tensor, after: Tensor, reset: Tensor | None, mask: Tensor | None, **tensors: Tensor | None
+) -> tuple[Tensor, ...]:
+    """y (B, L, H, V) and the last state (B, H, levels, K, V)."""
+    rest = {"scale": scale, "position": position, "before": before, "after": after, "reset": reset, "mask": mask}
+    return recomputed(_forward, portable, tensors, rest)

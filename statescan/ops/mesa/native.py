@@ -1,0 +1,52 @@
+"""The mesa layer in C++: conjugate gradients for twelve positions side by side, with the block and the matrices before it in the cache.
+
+There is no backward kernel: nothing is saved but the inputs, and the backward pass runs ``portable`` again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from statescan.ops import native_gate as gate
+from statescan.ops.mesa import op
+from statescan.ops.mesa.portable import portable
+from statescan.ops.native_gate import view
+from statescan.ops.recomputed import recomputed
+
+MAX_STATE = 1 << 19
+"""Numbers of either matrix of a head, which a thread holds."""
+
+
+def _refuse(
+    iterations: int, G: Tensor, S: Tensor, reset: Tensor | None, mask: Tensor | None, ridge: Tensor, **tensors: Tensor
+) -> str | None:
+    if not gate.plain(*tensors.values(), ridge, G, S, reset, mask):
+        return "a compiler traces, operations are watched, or a tensor is of a subclass: portable is made of parts that all of these know"
+    keys, width = S.shape[2:]
+    if keys * max(keys, width) > MAX_STATE:
+        return f"a head has {keys} key and {width} value channels; the native kernel takes matrices up to {MAX_STATE} numbers"
+    return gate.refuse((torch.float32, torch.bfloat16), ridge=ridge, **tensors) or gate.refuse((torch.float32,), G=G, S=S)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, ridge: Tensor, G: Tensor, S: Tensor, iterations: int,
+    reset: Tensor | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    assert gate.module is not None
+    batch, length, heads, keys = q.shape
+    width = v.shape[-1]
+    q, k, v, ridge, G, S = (gate.rows(x) for x in (q, k, v, ridge.float(), G, S))
+    y, G_last, S_last = torch.empty(v.shape, dtype=v.dtype), torch.empty(G.shape), torch.empty(S.shape)
+    if batch:
+        gate.module.mesa(
+            gate.threads(20 * q.numel() * keys), iterations, (batch, length, heads, keys, width), view(q), view(k), view(v), view(beta),
+            view(log_decay), view(ridge), view(G), view(S), view(reset), view(mask), view(y), view(G_last), view(S_last),
+        )  # fmt: skip
+    return y, G_last, S_last
+
+
+@op.implementation("native", _refuse)
+def native(iterations: int, reset: Tensor | None, mask: Tensor | None, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """y (B, L, H, V) and the last G and S."""
+    return recomputed(_forward, portable, tensors, {"iterations": iterations, "reset": reset, "mask": mask})
