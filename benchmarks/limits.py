@@ -23,7 +23,24 @@ from torch import nn
 
 from statescan import state as states
 from statescan.layers import GatedMLP
-from statescan.mixers import GLA, HGRN2, KDA, MLSTM, RGLRU, SLSTM, Attention, DeltaNet, GatedDeltaNet, Mamba, Mamba2, Mamba3, RetNet
+from statescan.mixers import (
+    GLA,
+    HGRN2,
+    KDA,
+    MLSTM,
+    RGLRU,
+    SLSTM,
+    Attention,
+    DeltaNet,
+    GatedDeltaNet,
+    LogLinearGatedDeltaNet,
+    LogLinearMamba2,
+    Mamba,
+    Mamba2,
+    Mamba3,
+    MesaNet,
+    RetNet,
+)
 from statescan.mixers.rwkv7 import RWKV7ChannelMix, RWKV7TimeMix
 from statescan.ops import products
 
@@ -31,6 +48,14 @@ CHUNK = 64
 """Positions a chunk in the count of ssd's products."""
 MANY = 64
 """From this many rows on, a product is limited by arithmetic rather than by reading its weights."""
+
+
+LEVELS = 1.5
+"""Levels of log-linear attention that hold something ahead of a chunk: the mean over a prompt of 512 positions in chunks of 64."""
+FILLED = 5
+"""And of all levels behind 512 positions and a few more, in the middle of decoding."""
+SOLVED = 5
+"""Conjugate gradients that a position of the mesa layer takes under random weights, to float32's rounding; trained ones may take more."""
 
 
 class Work(NamedTuple):
@@ -63,8 +88,16 @@ class Cost(NamedTuple):
     head_matrix: int = 0
 
 
-def _matrix_state(passes: int, heads: int, keys: int, width: int) -> Cost:
-    return Cost(products=2 * passes * heads * keys * width)
+def _matrix_state(passes: float, heads: int, keys: int, width: int) -> Cost:
+    return Cost(products=int(2 * passes * heads * keys * width))
+
+
+def _empty(m: Any) -> int:
+    """Bytes of a layer's state that a step need not touch."""
+    if not isinstance(m, LogLinearMamba2 | LogLinearGatedDeltaNet):
+        return 0
+    s = m.init_state(1).s
+    return s.numel() * s.element_size() * max(0, s.shape[2] - FILLED) // s.shape[2]
 
 
 def cost(m: Any) -> Cost:
@@ -77,6 +110,13 @@ def cost(m: Any) -> Cost:
         return Cost(products=m.d_ssm * (4 * m.d_state + CHUNK) + m.ngroups * CHUNK * m.d_state)
     if isinstance(m, Mamba3):  # a query and a write: what a write gives to its own position and to the next can be added at once
         return _matrix_state(2 * m.rank, m.nheads, m.d_state, m.headdim)
+    if isinstance(m, LogLinearMamba2):
+        in_chunk = m.ngroups * CHUNK * m.d_state + m.d_inner * CHUNK
+        return Cost(products=in_chunk + int(2 * (1 + LEVELS) * m.d_inner * m.d_state))
+    if isinstance(m, LogLinearGatedDeltaNet):  # as below, on every level
+        return _matrix_state(3 * LEVELS, m.value_shape[0], m.key_shape[1], m.value_shape[1])
+    if isinstance(m, MesaNet):  # a write and a product for each step of the solution, then a write and the fit
+        return _matrix_state(1 + SOLVED + 2, *m.heads, m.heads[1])
     if isinstance(m, GLA | RetNet | MLSTM):
         return _matrix_state(2, m.num_heads, m.key_width, m.value_width)
     if isinstance(m, HGRN2):
@@ -103,7 +143,7 @@ def work(model: nn.Module) -> Work:
         sum(p.numel() * p.element_size() for p in body.parameters() if id(p) not in counted),
         sum(c.updates for c in costs),
         sum(c.products for c in costs),
-        states.nbytes(model.init_state(1)),  # type: ignore[operator]
+        states.nbytes(model.init_state(1)) - sum(_empty(layer.mixer) for layer in body.layers),  # type: ignore[operator]
         sum(c.recurrent for c in costs),
         max(c.head_matrix for c in costs),
     )

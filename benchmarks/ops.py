@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 
 import statescan as ss
-from benchmarks.limits import CHUNK, Machine
+from benchmarks.limits import CHUNK, LEVELS, SOLVED, Machine
 from benchmarks.peers.serve import peak_memory
 from benchmarks.timing import Timing, interleaved, timed
 from statescan.ops.case import Case
 
 Row = dict[str, Any]
 
-NAMES = ("selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "mamba3", "slstm", "diagonal_scan", "causal_conv1d")
+NAMES = (
+    "selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "mamba3", "log_linear", "mesa", "slstm", "diagonal_scan", "causal_conv1d"
+)  # fmt: skip
 CHECKED = 256
 """Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
 LONG = 1 << 16
@@ -56,6 +59,14 @@ def least(op: str, case: Case, moved: int, machine: Machine) -> float:
         products = 1 + sizes.get("W", 1) * (2 if op == "delta_rule" else 1)  # a query, and for each write what it reads and what it adds
         state = sizes["H"] * sizes["N"] * sizes["P"] * sizes.get("R", 1)  # mamba3: R of both
         arithmetic = 2 * products * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
+    if op in (
+        "log_linear",
+        "mesa",
+    ):  # a write and a query a level; the writes of both matrices, the fit, and a product a step of the solution
+        sizes = case.sizes
+        passes = 1 + SOLVED + 2 if op == "mesa" else 3 * LEVELS if "delta" in case.options else 1 + LEVELS
+        keys = sizes["N"] if op == "log_linear" else (sizes["N"] + sizes["P"]) // 2
+        arithmetic = 2 * passes * sizes["B"] * sizes["L"] * sizes["H"] * keys * sizes["P"] / machine.product(512, 768, 768)
     if op == "slstm":  # each head's recurrent matrix, once a position
         sizes = case.sizes
         matrix = 4 * sizes["P"] ** 2
@@ -74,6 +85,8 @@ def run(op: str, quick: bool, limits: Callable[[], Machine]) -> list[Row]:
     table = []
     for case in cases(module, quick):
         arguments = module.make(case)
+        if "return_state" in inspect.signature(function).parameters:
+            arguments["return_state"] = True
         inputs = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         length = case.sizes["L"]
         cut = {name: value[:, :CHECKED] if value.ndim > 1 and value.shape[1] == length else value for name, value in inputs.items()}

@@ -17,7 +17,22 @@ from benchmarks.peers.client import Participant
 from statescan import LanguageModel, Spec
 from statescan.blocks import PostNorm
 from statescan.layers import GatedMLP
-from statescan.mixers import GLA, HGRN2, KDA, MLSTM, RGLRU, SLSTM, Attention, DeltaNet, GatedDeltaNet, Mamba3, RetNet
+from statescan.mixers import (
+    GLA,
+    HGRN2,
+    KDA,
+    MLSTM,
+    RGLRU,
+    SLSTM,
+    Attention,
+    DeltaNet,
+    GatedDeltaNet,
+    LogLinearGatedDeltaNet,
+    LogLinearMamba2,
+    Mamba3,
+    MesaNet,
+    RetNet,
+)
 
 WIDTH, VOCABULARY, PAIRS = 768, 50304, 12
 
@@ -64,6 +79,9 @@ RECIPES: dict[str, Spec[Any] | str] = {
     "mlstm": _pairs(Spec(MLSTM, num_heads=4), tied=False, norm_eps=1e-6, residual_in_fp32=False, logit_cap=30.0),
     "slstm": _pairs(Spec(SLSTM, num_heads=4)),
     "mamba3": _pairs(Spec(Mamba3), d_ff=1152),
+    "log-linear-mamba2": _pairs(Spec(LogLinearMamba2), d_ff=1152),
+    "log-linear-deltanet": _pairs(Spec(LogLinearGatedDeltaNet, num_heads=6, head_dim=96)),
+    "mesanet": _pairs(Spec(MesaNet, num_heads=6, head_dim=128)),
     "mamba3-mimo": _pairs(Spec(Mamba3, mimo_rank=4), d_ff=896),
 }  # fmt: skip
 """A specification, or the name of a registered model."""

@@ -302,9 +302,91 @@ void run(const void* context, int64_t index, char* scratch) {
     x.store_states();
 }
 
+// R rows: S' = d S - removed t^T, put or added, and y += S'^T q.
+template <int R>
+void move_rows(int64_t width, const float* s, float* to, bool add, float d, const float* removed, const float* t, const float* q, float* y) {
+    int64_t v = 0;
+    for (; v + W <= width; v += W) {
+        vf out = load(y + v);
+        for (int64_t i = 0; i < R; ++i) {
+            vf h = load(s + i * width + v) * d;
+            if (removed) h -= load(t + v) * removed[i];
+            out += h * q[i];
+            store(to + i * width + v, add ? h + load(to + i * width + v) : h);
+        }
+        store(y + v, out);
+    }
+    for (; v < width; ++v)
+        for (int64_t i = 0; i < R; ++i) {
+            const float h = s[i * width + v] * d - (removed ? t[v] * removed[i] : 0);
+            y[v] += h * q[i];
+            to[i * width + v] = add ? h + to[i * width + v] : h;
+        }
+}
+
+int64_t step_bytes(const LogLinear& a) {
+    return 4 * (4 * ceil_to(a.keys, W) + 3 * ceil_to(a.width, W) + ceil_to(a.levels, W)) + 64 * 8;
+}
+
+// A single position, straight from the incoming levels to the last ones. Where these are the same memory, a level that the positions before
+// cannot have filled is not looked at.
+void step(const void* context, int64_t index, char* scratch) {
+    const LogLinear& a = *static_cast<const LogLinear*>(context);
+    const int64_t b = index / a.heads, head = index % a.heads, group = head / (a.heads / a.groups), K = a.keys, V = a.width, M = a.levels;
+    const int64_t place = a.before[b], ends = place > 0 ? level_of(place - 1, place, M) : 0, kp = ceil_to(K, W);
+    const bool in_place = a.state.data == a.last.data;
+    Arena arena{scratch};
+    float *k = arena.floats(kp), *q = arena.floats(kp), *seen = arena.floats(kp), *removed = arena.floats(kp);
+    float *v = arena.floats(ceil_to(V, W)), *t = arena.floats(ceil_to(V, W)), *y = arena.floats(ceil_to(V, W)), *weight = arena.floats(ceil_to(M, W));
+    load_row(a.k.at(b, 0, group), a.k.type, K, k);
+    load_row(a.q.at(b, 0, group), a.q.type, K, q);
+    load_row(a.v.at(b, 0, head), a.v.type, V, v);
+    load_row(a.weight.at(b, 0, head), a.weight.type, M, weight);
+    const float d = exp(splat(number(a.decay, b, 0, head)))[0], beta = a.beta ? number(a.beta, b, 0, head) : 1;
+    scale_row(q, a.scale, kp, q);
+    scale_row(k, beta * d, kp, removed);
+    zero(y, ceil_to(V, W));
+    bool begun[64] = {};
+    for (int64_t l = M - 1; l >= 0; --l) {
+        const int64_t older = place - 1, to = l > ends ? l : ends;
+        const bool filled = place > 0 && (l == 0 || (l == M - 1 ? older >> (l - 1) : older >> (l - 1) & 1));
+        if (in_place && !filled) continue;
+        const float* s = a.state.f(b, head, l);
+        float* last = a.last.f(b, head, to);
+        if (a.beta) read_state(K, V, s, k, t);
+        scale_row(q, weight[to], kp, seen);
+        int64_t c = 0;
+        for (; c + 4 <= K; c += 4) move_rows<4>(V, s + c * V, last + c * V, begun[to], d, a.beta ? removed + c : nullptr, t, seen + c, y);
+        for (; c < K; ++c) move_rows<1>(V, s + c * V, last + c * V, begun[to], d, a.beta ? removed + c : nullptr, t, seen + c, y);
+        begun[to] = true;
+        if (in_place && to != l && l > 0) zero(a.last.f(b, head, l), K * V);
+    }
+    for (int64_t l = 1; l < M && !in_place; ++l)
+        if (!begun[l]) zero(a.last.f(b, head, l), K * V);
+    float* newest = a.last.f(b, head, 0);
+    const float met = dot(q, k, kp) * weight[0] * beta;
+    for (int64_t c = 0; c < K; ++c)
+        for (int64_t i = 0; i < V; ++i) newest[c * V + i] = (begun[0] ? newest[c * V + i] : 0) + k[c] * beta * v[i];
+    for (int64_t i = 0; i < ceil_to(V, W); i += W) store(y + i, load(y + i) + load(v + i) * met);
+    store_row(a.y.at(b, 0, head), a.y.type, V, y);
+}
+
+// A single position of states whose rows lie one behind the other, as in decoding.
+bool single(const LogLinear& a) {
+    return a.length == 1 && !a.line.reset && !a.line.mask && a.state.stride[3] == a.width && a.state.stride[2] == a.keys * a.width;
+}
+
 }  // namespace
 
-void log_linear(const LogLinear& a) { parallel(a.threads, a.batch * a.groups * tiles_a_group(a), Tile::bytes(a), run, &a); }
+Work log_linear_work(const LogLinear& a) {
+    if (single(a)) return {a.batch * a.heads, step_bytes(a), step};
+    return {a.batch * a.groups * tiles_a_group(a), Tile::bytes(a), run};
+}
+
+void log_linear(const LogLinear& a) {
+    const Work work = log_linear_work(a);
+    parallel(a.threads, work.tiles, work.scratch, work.fn, &a);
+}
 
 }  // namespace STATESCAN_ISA
 }  // namespace statescan

@@ -1,32 +1,11 @@
 // One position of linear attention and the delta rule, straight from the old state to the new one: a head is a tile, and its state is gone
 // over once, or twice where what is written depends on what is read.
 #include "rows.h"
+#include "small_products.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
-
-// t (V) = S^T w over R rows of S; t is begun by the first rows.
-template <int R>
-void read_rows(int64_t width, const float* s, const float* w, float* t, bool begin) {
-    int64_t v = 0;
-    for (; v + W <= width; v += W) {
-        vf total = begin ? splat(0) : load(t + v);
-        for (int64_t i = 0; i < R; ++i) total += w[i] * load(s + i * width + v);
-        store(t + v, total);
-    }
-    for (; v < width; ++v) {
-        float total = begin ? 0 : t[v];
-        for (int64_t i = 0; i < R; ++i) total += w[i] * s[i * width + v];
-        t[v] = total;
-    }
-}
-
-void read_state(int64_t keys, int64_t width, const float* s, const float* w, float* t) {
-    int64_t c = 0;
-    for (; c + 4 <= keys; c += 4) read_rows<4>(width, s + c * width, w + c, t, c == 0);
-    for (; c < keys; ++c) read_rows<1>(width, s + c * width, w + c, t, c == 0);
-}
 
 // R rows: S = d S + k u^T, and y += (d S)^T q where there is a query.
 template <int R, bool kQuery>

@@ -215,7 +215,12 @@ void run(const void* context, int64_t index, char* scratch) {
 
 }  // namespace
 
-void mesa(const Mesa& a) { parallel(a.threads, a.batch * a.heads, Tile::bytes(a), run, &a); }
+Work mesa_work(const Mesa& a) { return {a.batch * a.heads, Tile::bytes(a), run}; }
+
+void mesa(const Mesa& a) {
+    const Work work = mesa_work(a);
+    parallel(a.threads, work.tiles, work.scratch, work.fn, &a);
+}
 
 }  // namespace STATESCAN_ISA
 }  // namespace statescan

@@ -99,6 +99,18 @@ statescan::MatrixState matrix_state(int threads, bool by_channel, float scale, n
             decay, read, state, line(reset, mask, {}, 1), y, last, chunks};
 }
 
+statescan::LogLinear log_linear(int threads, float scale, nb::tuple s, View q, View k, View v, View weight, View decay, View beta, View state,
+                                int64_t before, View reset, View mask, View y, View last) {
+    return {threads, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), q, k, v, weight, decay, beta, state,
+            reinterpret_cast<const int64_t*>(before), line(reset, mask, {}, 1), y, last};
+}
+
+statescan::Mesa mesa(int threads, int64_t iterations, nb::tuple s, View q, View k, View v, View beta, View decay, View ridge, View G, View S,
+                     View reset, View mask, View y, View G_last, View S_last) {
+    return {threads, iterations, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), q, k, v, beta, decay, ridge, G, S,
+            line(reset, mask, {}, 1), y, G_last, S_last};
+}
+
 statescan::Slstm slstm(int threads, nb::tuple s, View gates, View R, View state, View reset, View mask, View y, View last, View raw,
                        View chunks) {
     return {threads, size(s, 0), size(s, 1), size(s, 2), size(s, 3), gates, R, state, line(reset, mask, {}, 1), y, last, raw, chunks};
@@ -177,6 +189,14 @@ public:
         add(statescan::Instruction::kSsd, 0, 0, 0).index = static_cast<int64_t>(ssds_.size());
         ssds_.push_back(a);
     }
+    void log_linear(const statescan::LogLinear& a) {
+        add(statescan::Instruction::kLevels, 0, 0, 0).index = static_cast<int64_t>(levels_.size());
+        levels_.push_back(a);
+    }
+    void mesa(const statescan::Mesa& a) {
+        add(statescan::Instruction::kMesa, 0, 0, 0).index = static_cast<int64_t>(mesas_.size());
+        mesas_.push_back(a);
+    }
     void run(int threads, int64_t rows, uintptr_t ids, uintptr_t workspace, int64_t stride, uintptr_t output, int64_t output_stride,
              const std::vector<uintptr_t>& before, const std::vector<uintptr_t>& after, const std::vector<int64_t>& entries_before,
              const std::vector<int64_t>& entries_after) const {
@@ -187,8 +207,8 @@ public:
                 throw nb::value_error(("token id " + std::to_string(id) + " lies outside the vocabulary of " + std::to_string(vocabulary_)).c_str());
         }
         nb::gil_scoped_release release;
-        kernels.run_program({{instructions_.data(), static_cast<int64_t>(instructions_.size()), stride, convs_.data(), scans_.data(), ssds_.data(),
-                              steps_.data(), matrices_.data(), attends_.data()},
+        kernels.run_program({{instructions_.data(), static_cast<int64_t>(instructions_.size()), stride, convs_.data(), scans_.data(), ssds_.data(), levels_.data(),
+                              mesas_.data(), steps_.data(), matrices_.data(), attends_.data()},
                              threads, rows, reinterpret_cast<const int64_t*>(ids), reinterpret_cast<float*>(workspace),
                              reinterpret_cast<float*>(output), output_stride, reinterpret_cast<float* const*>(before.data()),
                              reinterpret_cast<float* const*>(after.data()), entries_before.data(), entries_after.data()});
@@ -197,6 +217,8 @@ public:
 private:
     int64_t vocabulary_ = 0;
     std::vector<statescan::Instruction> instructions_;
+    std::vector<statescan::LogLinear> levels_;
+    std::vector<statescan::Mesa> mesas_;
     std::vector<statescan::CausalConv> convs_;
     std::vector<statescan::SelectiveScan> scans_;
     std::vector<statescan::Ssd> ssds_;
@@ -304,16 +326,13 @@ NB_MODULE(_native, m) {
     });
     m.def("log_linear", [](int threads, float scale, nb::tuple s, V q, V k, V v, V weight, V decay, V beta, V state, int64_t before, V reset,
                            V mask, V y, V last) {
-        const statescan::LogLinear a{threads, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6),
-                                     q, k, v, weight, decay, beta, state, reinterpret_cast<const int64_t*>(before), line(reset, mask, {}, 1),
-                                     y, last};
+        const auto a = log_linear(threads, scale, s, q, k, v, weight, decay, beta, state, before, reset, mask, y, last);
         NOGIL;
         kernels.log_linear(a);
     });
     m.def("mesa", [](int threads, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask, V y,
                      V G_last, V S_last) {
-        const statescan::Mesa a{threads, iterations, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), q, k, v, beta, decay, ridge, G, S,
-                                line(reset, mask, {}, 1), y, G_last, S_last};
+        const auto a = mesa(threads, iterations, s, q, k, v, beta, decay, ridge, G, S, reset, mask, y, G_last, S_last);
         NOGIL;
         kernels.mesa(a);
     });
@@ -392,6 +411,12 @@ NB_MODULE(_native, m) {
         })
         .def("ssd", [](Program& p, bool softplus, float low, float high, nb::tuple s, V x, V delta, V A, V B, V C, V D, V bias, V state, V y,
                        V last) { p.ssd(ssd(1, softplus, low, high, s, x, delta, A, B, C, D, bias, state, {}, {}, {}, {}, 1, y, last, {})); })
+        .def("log_linear", [](Program& p, float scale, nb::tuple s, V q, V k, V v, V weight, V decay, V beta, V state, int64_t before, V y) {
+            p.log_linear(log_linear(1, scale, s, q, k, v, weight, decay, beta, state, before, {}, {}, y, state));
+        })
+        .def("mesa", [](Program& p, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V y) {
+            p.mesa(mesa(1, iterations, s, q, k, v, beta, decay, ridge, G, S, {}, {}, y, G, S));
+        })
         .def("gated_norm", [](Program& p, int64_t source, int64_t gate, int64_t target, int64_t width, int64_t groups, V weight, float eps,
                               bool gate_last) {
             auto& i = p.add(Kind::kGatedNorm, source, target, width);

@@ -12,6 +12,8 @@ namespace STATESCAN_ISA {
 Work selective_scan_work(const SelectiveScan&);
 Work causal_conv1d_work(const CausalConv&);
 Work ssd_work(const Ssd&);
+Work log_linear_work(const LogLinear&);
+Work mesa_work(const Mesa&);
 
 namespace {
 
@@ -62,6 +64,27 @@ Ssd located(const ProgramRun& run, Ssd a) {
     return a;
 }
 
+LogLinear located(const ProgramRun& run, LogLinear a) {
+    a.batch = run.rows;
+    View* const views[] = {&a.q, &a.k, &a.v, &a.weight, &a.decay, &a.y};
+    for (View* v : views) locate(*v, run);
+    if (a.beta.stride[2] != 0) locate(a.beta, run);
+    a.before = reinterpret_cast<const int64_t*>(run.before[reinterpret_cast<intptr_t>(a.before)]);
+    locate_state(a.state, run.before);
+    locate_state(a.last, run.after);
+    return a;
+}
+
+Mesa located(const ProgramRun& run, Mesa a) {
+    a.batch = run.rows;
+    View* const views[] = {&a.q, &a.k, &a.v, &a.beta, &a.decay, &a.y};
+    for (View* v : views) locate(*v, run);
+    View *const before[] = {&a.G, &a.S}, *const after[] = {&a.G_last, &a.S_last};
+    for (View* v : before) locate_state(*v, run.before);
+    for (View* v : after) locate_state(*v, run.after);
+    return a;
+}
+
 struct Extent {
     int64_t tiles, scratch;
 };
@@ -73,6 +96,8 @@ Extent extent(const ProgramRun& run, const Instruction& i) {
         case Instruction::kConv: work = causal_conv1d_work(located(run, run.program.convs[i.index])); break;
         case Instruction::kSelective: work = selective_scan_work(located(run, run.program.scans[i.index])); break;
         case Instruction::kSsd: work = ssd_work(located(run, run.program.ssds[i.index])); break;
+        case Instruction::kLevels: work = log_linear_work(located(run, run.program.levels[i.index])); break;
+        case Instruction::kMesa: work = mesa_work(located(run, run.program.mesas[i.index])); break;
         case Instruction::kMatrix: {
             const MatrixStep& a = run.program.matrices[i.index];
             return {run.rows * a.heads, matrix_step_scratch(a)};
@@ -190,6 +215,14 @@ void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* sc
         case Instruction::kSsd: {
             const Ssd a = located(run, run.program.ssds[i.index]);
             return ssd_work(a).fn(&a, tile, scratch);
+        }
+        case Instruction::kLevels: {
+            const LogLinear a = located(run, run.program.levels[i.index]);
+            return log_linear_work(a).fn(&a, tile, scratch);
+        }
+        case Instruction::kMesa: {
+            const Mesa a = located(run, run.program.mesas[i.index]);
+            return mesa_work(a).fn(&a, tile, scratch);
         }
         case Instruction::kRows: return take_steps(run, i, tile);
         case Instruction::kMatrix: return matrix_step(run, run.program.matrices[i.index], tile, scratch);

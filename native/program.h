@@ -47,7 +47,7 @@ struct Attend {
 };
 
 struct Instruction {
-    enum Kind : int32_t { kEmbed, kNorm, kLinear, kConv, kSelective, kSsd, kGatedNorm, kGatedUnit, kRows, kMatrix, kAttend, kRemember };
+    enum Kind : int32_t { kEmbed, kNorm, kLinear, kConv, kSelective, kSsd, kGatedNorm, kGatedUnit, kRows, kMatrix, kAttend, kRemember, kLevels, kMesa };
     Kind kind;
     int64_t source = 0, other = 0, target = 0, width = 0, groups = 1;
     bool add = false, gate_last = false;
@@ -55,7 +55,7 @@ struct Instruction {
     float eps = 0;
     Matrix matrix;  // of a product; its weight is also the table of an embedding and the weight of a norm
     int64_t blocks = 1, block_stride = 0;  // of a block-diagonal product: its blocks, each of in inputs, and their distance in the weight
-    int64_t index = 0;  // of the scan, convolution, ssd, first step, matrix step or attention
+    int64_t index = 0;  // of the scan, convolution, ssd, first step, matrix step, attention, log-linear or mesa layer
     int64_t count = 0;  // steps
 };
 
@@ -64,9 +64,11 @@ constexpr int64_t kOutput = -1;  // target: the logits
 struct Program {
     const Instruction* instructions;
     int64_t count, stride;  // stride: floats of a workspace row
-    const CausalConv* convs;  // the Views of these three hold byte offsets into the workspace where an address is to come, and the
+    const CausalConv* convs;  // the Views of these five hold byte offsets into the workspace where an address is to come, and the
     const SelectiveScan* scans;  // number of a state where a state is to come
     const Ssd* ssds;
+    const LogLinear* levels;  // before: the number of the state that counts positions
+    const Mesa* mesas;
     const RowStep* steps;
     const MatrixStep* matrices;
     const Attend* attends;

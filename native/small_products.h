@@ -83,5 +83,27 @@ static inline void transpose(const float* in, int64_t rows, int64_t columns, int
         }
 }
 
+// t (V) = S^T w over R rows of S; t is begun by the first rows.
+template <int R>
+static inline void read_rows(int64_t width, const float* s, const float* w, float* t, bool begin) {
+    int64_t v = 0;
+    for (; v + W <= width; v += W) {
+        vf total = begin ? splat(0) : load(t + v);
+        for (int64_t i = 0; i < R; ++i) total += w[i] * load(s + i * width + v);
+        store(t + v, total);
+    }
+    for (; v < width; ++v) {
+        float total = begin ? 0 : t[v];
+        for (int64_t i = 0; i < R; ++i) total += w[i] * s[i * width + v];
+        t[v] = total;
+    }
+}
+
+static inline void read_state(int64_t keys, int64_t width, const float* s, const float* w, float* t) {
+    int64_t c = 0;
+    for (; c + 4 <= keys; c += 4) read_rows<4>(width, s + c * width, w + c, t, c == 0);
+    for (; c < keys; ++c) read_rows<1>(width, s + c * width, w + c, t, c == 0);
+}
+
 }  // namespace STATESCAN_ISA
 }  // namespace statescan

@@ -311,6 +311,29 @@ class Builder:
         )  # fmt: skip
         return y
 
+    def log_linear(
+        self, q: Row, k: Row, v: Row, weight: Row, log_decay: Row, beta: Row | None, state: tuple[int, int, int, int], scale: float
+    ) -> Row:
+        """One position of log-linear attention, state (H, levels, K, V) and its positions; q and k (groups, K), weight (H, levels)."""
+        heads, levels, keys, width = state
+        y, kept = self.row(v.width), self.state(*state)
+        places = [self.at(row.at, each) for row, each in ((q, keys), (k, keys), (v, width), (weight, levels), (log_decay, 1))]
+        sizes = (1, 1, heads, q.width // keys, keys, width, levels)
+        self.program.log_linear(
+            scale, sizes, *places, () if beta is None else self.at(beta.at, 1), kept, len(self.state_shapes), self.at(y.at, width)
+        )
+        self.count()
+        return y
+
+    def mesa(self, q: Row, k: Row, v: Row, beta: Row, log_decay: Row, ridge: Tensor, width: int, iterations: int) -> Row:
+        """One position of the mesa layer, ridge (H, width) and two states (H, width, width)."""
+        heads = v.width // width
+        y, G, S = self.row(v.width), self.state(heads, width, width), self.state(heads, width, width)
+        places = [self.at(row.at, width) for row in (q, k, v)] + [self.at(row.at, 1) for row in (beta, log_decay)]
+        kept = self._keep(ridge.float().contiguous())
+        self.program.mesa(iterations, (1, 1, heads, width, width), *places, view(kept), G, S, self.at(y.at, width))
+        return y
+
     def attend(
         self, q: Row, k: Row, v: Row, count: Row, keys: int, values: int, *, heads: int, kv_heads: int, window: int | None, scale: float
     ) -> Row:

@@ -17,7 +17,7 @@ from statescan.engine.steps import LOWERINGS
 from statescan.heads import LanguageModel
 from statescan.heads.language import LogitsAt
 from statescan.layers.prompt_products import products_of
-from statescan.mixers import Attention
+from statescan.mixers import Attention, LogLinearGatedDeltaNet, LogLinearMamba2
 from statescan.mixers.attention import GrowingAttentionState
 from statescan.ops import native_gate as gate
 from statescan.protocols import Bus
@@ -262,6 +262,8 @@ class _Native:
         """(layer, first state, end)"""
         self.caches: list[int] = []
         """Layers whose cache may fill up: of constant size, without a window."""
+        self.levels: list[int] = []
+        """Layers of log-linear attention."""
         self._own: _Own | None = None
 
     def add_layer(self, layer: int, mixer: Any) -> None:
@@ -270,6 +272,8 @@ class _Native:
         self.layers.append((layer, first, len(self.builder.state_shapes)))
         if type(mixer) is Attention and mixer.window is None:
             self.caches.append(layer)
+        if isinstance(mixer, LogLinearMamba2 | LogLinearGatedDeltaNet):
+            self.levels.append(layer)
 
     def check(self, step: _Step) -> None:
         """The states are those of these layers, and have room."""
@@ -284,6 +288,8 @@ class _Native:
             if not right or len({t.shape[1] for t, shape in zip(state, shapes, strict=True) if shape[:1] == (-1,)}) > 1:
                 got = [tuple(t.shape) for t in state]
                 raise ValueError(f"the state of layer {layer} has shapes {got}; expected {[(batch, *shape) for shape in shapes]}")
+        for layer in self.levels if step.inplace and self not in step.known else ():
+            _check_levels(layer, *step.before.layers[layer][-2:])
         for layer in self.caches:
             if not isinstance(step.before.layers[layer], GrowingAttentionState):
                 _check_room(step.before.layers[layer])
@@ -339,6 +345,19 @@ def _check_room(state: Any) -> None:
     if position.numel() and int(position.max()) >= keys.shape[1]:
         raise ValueError(
             f"the cache holds {keys.shape[1]} positions and a row has {int(position.max()) + 1}: give init_state a larger capacity"
+        )
+
+
+def _check_levels(layer: int, s: Tensor, position: Tensor) -> None:
+    """A step in place passes by the levels (B, H, M, K, V) on which so many positions (B,) cannot have left anything."""
+    older, level = (position - 1).unsqueeze(1), torch.arange(s.shape[2])
+    filled = (older >> (level - 1).clamp(min=0)) & 1 > 0
+    filled[:, -1:] = older >> max(len(level) - 2, 0) > 0
+    filled[:, 0] = True
+    if bool(((s != 0).flatten(3).any(-1).any(1) & ~(filled & (older >= 0))).any()):
+        raise ValueError(
+            f"layer {layer} holds something on a level that {position.tolist()} positions leave empty: "
+            "a state that no call has returned takes inplace=False first"
         )
 
 

@@ -21,7 +21,10 @@ from statescan.mixers import (
     Attention,
     DeltaNet,
     GatedDeltaNet,
+    LogLinearGatedDeltaNet,
+    LogLinearMamba2,
     Mamba3,
+    MesaNet,
     RetNet,
     RWKV7ChannelMix,
     RWKV7TimeMix,
@@ -93,6 +96,8 @@ def delta(b: Builder, m: DeltaNet | GatedDeltaNet | KDA, source: int, stream: in
         others |= {"g": m.g_proj}
     if isinstance(m, GatedDeltaNet):
         others |= {"a": m.a_proj}
+    if isinstance(m, LogLinearGatedDeltaNet):
+        others |= {"l": m.l_proj}
     with b.beside():
         plain = [b.project(proj, source) for proj in (m.q_proj, m.k_proj, m.v_proj)]
         got = {name: b.project(proj, source) for name, proj in others.items()}
@@ -105,19 +110,67 @@ def delta(b: Builder, m: DeltaNet | GatedDeltaNet | KDA, source: int, stream: in
     beta = got["b"].sigmoid()
     if m.allow_neg_eigval:
         beta = beta * 2.0
-    decay = None
+    log_decay = None
     if isinstance(m, GatedDeltaNet | KDA):
         raw = got["a"] if isinstance(m, GatedDeltaNet) else got["f"]
         rate = b.fixed(b.given(m, "A_log").exp()).spread(raw.width // heads)
         raw = raw + b.fixed(b.given(m, "dt_bias"))
         bound = m.lower_bound if isinstance(m, KDA) else None
-        decay = (-(raw.apply("softplus") * rate)).exp() if bound is None else ((raw * rate).sigmoid() * bound).exp()
-    y = b.matrix_step(
-        q.unit(width, 1e-6), k.unit(width, 1e-6), v, (heads, width, values), decay=decay, beta=beta, groups=groups, writes=writes
-    )
+        log_decay = -(raw.apply("softplus") * rate) if bound is None else (raw * rate).sigmoid() * bound
+    q, k = q.unit(width, 1e-6), k.unit(width, 1e-6)
+    if isinstance(m, LogLinearGatedDeltaNet):
+        assert log_decay is not None
+        y = b.log_linear(q, k, v, _levels(b, m, got["l"]), log_decay, beta, (heads, m.L.shape[1], width, values), width**-0.5)
+    else:
+        decay = None if log_decay is None else log_decay.exp()
+        y = b.matrix_step(q, k, v, (heads, width, values), decay=decay, beta=beta, groups=groups, writes=writes)
     y = b.normed(m.o_norm, y)
     if "g" in got:
         y = y * got["g"].apply("sigmoid" if isinstance(m, KDA) else "silu")
+    b.linear(m.o_proj, y.at, stream, add=True)
+
+
+# -- log-linear attention -----------------------------------------------------------------------------------------------------------
+
+
+def _levels(b: Builder, m: LogLinearMamba2 | LogLinearGatedDeltaNet, raw: Row) -> Row:
+    """The weight of each level."""
+    return (raw * b.fixed(b.given(m, "L"))).apply("softplus")
+
+
+def log_linear_mamba2(b: Builder, m: LogLinearMamba2, source: int, stream: int) -> None:
+    """Mamba-2 with the levels of log-linear attention."""
+    heads, p, n, bc = m.nheads, m.headdim, m.d_state, m.ngroups * m.d_state
+    z, plain, dt, dl = b.project(m.in_proj, source).split(m.d_inner, m.d_inner + 2 * bc, heads, heads * m.levels)
+    xbc = b.row(plain.width)
+    b.conv(m.conv1d, plain.at, xbc.at)
+    x, B, C = xbc.split(m.d_inner, bc, bc)
+    delta = (dt + b.fixed(b.given(m, "dt_bias"))).apply("softplus")
+    log_decay = delta * b.fixed(-b.given(m, "A_log").exp())
+    y = b.log_linear(C, B, x * delta.spread(p), _levels(b, m, dl), log_decay, None, (heads, m.levels, n, p), 1.0)
+    y = _gated(b, m.norm, y + x * b.fixed(b.given(m, "D")).spread(p), z)
+    b.linear(m.out_proj, y.at, stream, add=True)
+
+
+# -- the mesa layer -----------------------------------------------------------------------------------------------------------------
+
+
+def mesa(b: Builder, m: MesaNet, source: int, stream: int) -> None:
+    """MesaNet."""
+    heads, width = m.heads
+    others = {} if m.g_proj is None else {"g": m.g_proj}
+    with b.beside():
+        raw_q, raw_k, v, beta, a = (b.project(proj, source) for proj in (m.q_proj, m.k_proj, m.v_proj, m.b_proj, m.a_proj))
+        gate = {name: b.project(proj, source) for name, proj in others.items()}
+    q, k = b.row(raw_q.width), b.row(raw_k.width)
+    with b.beside():
+        b.conv(m.q_conv1d, raw_q.at, q.at)
+        b.conv(m.k_conv1d, raw_k.at, k.at)
+    ridge = nn.functional.softplus(b.given(m, "lambda_params")) + m.lambda_lower_bound
+    y = b.mesa(q.unit(width, 1e-6), k.unit(width, 1e-6), v, beta.sigmoid(), a.log_sigmoid(), ridge.view(heads, width), width, m.iterations)
+    y = b.normed(m.o_norm, y)
+    if "g" in gate:
+        y = y * gate["g"].apply("silu")
     b.linear(m.o_proj, y.at, stream, add=True)
 
 
@@ -351,4 +404,5 @@ def _gated(b: Builder, norm: GatedRMSNorm | None, y: Row, z: Row) -> Row:
 RECURRENCES: dict[type[nn.Module], Any] = {
     GLA: gla, RetNet: retnet, HGRN2: hgrn2, DeltaNet: delta, GatedDeltaNet: delta, KDA: delta, RWKV7TimeMix: rwkv7,
     RWKV7ChannelMix: rwkv7_channel, MLSTM: mlstm, SLSTM: slstm, RGLRU: rg_lru, Attention: attention, Mamba3: mamba3,
+    LogLinearMamba2: log_linear_mamba2, LogLinearGatedDeltaNet: delta, MesaNet: mesa,
 }  # fmt: skip

@@ -37,6 +37,11 @@ MIXERS: dict[str, dict[str, Any]] = {
     "Mamba3": {"d_state": 10, "headdim": 6, "ngroups": 2},
     "Mamba3 several": {"d_state": 8, "headdim": 9, "mimo_rank": 3, "rope_fraction": 1.0, "outproj_norm": True, "rate": "softplus"},
     "Mamba3 still": {"d_state": 6, "headdim": 12, "mimo_rank": 4, "rope_fraction": 0.2, "layout": "pairs"},
+    "LogLinearMamba2": {"d_state": 6, "headdim": 6, "ngroups": 2, "max_len": 64},
+    "LogLinearMamba2 one level": {"d_state": 5, "headdim": 9, "max_len": 1, "bias": True},
+    "LogLinearGatedDeltaNet": {"num_heads": 2, "head_dim": 7, "num_v_heads": 4, "expand_v": 1, "max_len": 12},
+    "MesaNet": {"num_heads": 3, "head_dim": 7},
+    "MesaNet gate": {"num_heads": 2, "head_dim": 18, "use_gate": True, "conv_size": 3, "lambda_lower_bound": 0.5},
 }  # fmt: skip
 
 
@@ -94,8 +99,29 @@ def test_equals_the_model(name: str) -> None:
     assert_same(made, 5, inplace=True, steps=6)
 
 
+@pytest.mark.parametrize("name", [name for name in MIXERS if "LogLinear" in name])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_levels_end_wherever_they_do(name: str, inplace: bool) -> None:
+    made = model(name)
+    assert_same(made, 2, steps=22, begin=0, inplace=inplace)
+    assert_same(made, 2, steps=9, begin=61, inplace=inplace)
+
+
+def test_levels_that_cannot_be_there_are_refused_in_place() -> None:
+    made = model("LogLinearMamba2", "X")
+    engine, ids = ss.Engine(made), torch.randint(0, 67, (2, 5))
+    with torch.no_grad():
+        state = made.scan(ids)[1]
+    state.layers[0].s[1, :, 2] = 1.0  # five positions stand on levels 0 and 3
+    with pytest.raises(ValueError, match=r"\[5, 5\] positions leave empty"):
+        engine.step(ids[:, 0], state, inplace=True)
+    with torch.no_grad():
+        expected = made.step(ids[:, 0], state)[0]
+    torch.testing.assert_close(engine.step(ids[:, 0], state)[0], expected, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx512"])
-@pytest.mark.parametrize("name", ["KDA", "Mamba3 several", "Attention window"])
+@pytest.mark.parametrize("name", ["KDA", "Mamba3 several", "Attention window", "LogLinearGatedDeltaNet", "MesaNet"])
 def test_every_instruction_set(name: str, isa: str) -> None:
     assert gate.module is not None
     if not gate.module.supports(isa):
@@ -108,7 +134,7 @@ def test_every_instruction_set(name: str, isa: str) -> None:
         gate.module.choose(before)
 
 
-@pytest.mark.parametrize("name", ["GatedDeltaNet", "SLSTM", "Attention", "Mamba3"])
+@pytest.mark.parametrize("name", ["GatedDeltaNet", "SLSTM", "Attention", "Mamba3", "LogLinearMamba2", "MesaNet"])
 def test_bits_depend_neither_on_threads_nor_on_neighbours(name: str) -> None:
     made = model(name, "XF")
     engine, ids = ss.Engine(made), torch.randint(0, 67, (5, 6))
