@@ -20,7 +20,8 @@ from statescan.ops.case import Case
 Row = dict[str, Any]
 
 NAMES = (
-    "selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "mamba3", "log_linear", "mesa", "slstm", "diagonal_scan", "causal_conv1d"
+    "selective_scan", "ssd", "linear_attention", "delta_rule", "mlstm", "mamba3", "log_linear", "mesa", "slstm", "diagonal_scan",
+    "causal_conv1d",
 )  # fmt: skip
 CHECKED = 256
 """Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
@@ -65,8 +66,7 @@ def least(op: str, case: Case, moved: int, machine: Machine) -> float:
     ):  # a write and a query a level; the writes of both matrices, the fit, and a product a step of the solution
         sizes = case.sizes
         passes = 1 + SOLVED + 2 if op == "mesa" else 3 * LEVELS if "delta" in case.options else 1 + LEVELS
-        keys = sizes["N"] if op == "log_linear" else (sizes["N"] + sizes["P"]) // 2
-        arithmetic = 2 * passes * sizes["B"] * sizes["L"] * sizes["H"] * keys * sizes["P"] / machine.product(512, 768, 768)
+        arithmetic = 2 * passes * sizes["B"] * sizes["L"] * sizes["H"] * sizes["N"] * sizes["P"] / machine.product(512, 768, 768)
     if op == "slstm":  # each head's recurrent matrix, once a position
         sizes = case.sizes
         matrix = 4 * sizes["P"] ** 2
