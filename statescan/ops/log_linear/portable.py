@@ -2,6 +2,7 @@
 
 What a chunk does to any state before it is one linear map, the same for every level. Chunks begin where the call does, whatever the
 position in a document: from a position a to a later one b, what stood on level l comes to stand on level max(l, bit_length(a XOR b)).
+Levels that hold nothing are left out: ahead of chunk i all but those of the ones in i's binary digits, if the call begins a document.
 
 Letters: B batch, n chunks, C positions a chunk, H heads, K key channels, V value channels, M levels.
 """
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from statescan.ops.checks import exactly
 from statescan.ops.head_decays import CHUNK, chunks, head_decays
@@ -100,28 +102,62 @@ def chunked(
     chunk = min(CHUNK, length)
     maps = _maps(q, k, log_decay, beta, reset, chunk)
     v, weights = chunks(v, chunk), chunks(level_scale, chunk)  # (B, n, H, C, M)
-    places, counts = (F.pad(t, (0, -length % chunk)).unflatten(1, (-1, chunk)) for t in (position, after))
+    places, counts, exists = (F.pad(t, (0, -length % chunk)).unflatten(1, (-1, chunk)) for t in (position, after, after - position))
     level = torch.arange(levels, device=v.device)
-    last = (after[:, -1:] - 1).clamp(min=0)
-    starts = (torch.cat([before.unsqueeze(1), counts[:, :-1, -1]], 1) - 1).clamp(min=0)  # (B, n): the latest position before each chunk
-    stops = torch.cat([starts[:, 1:], last], 1)
+    behind = torch.cat([counts[:, :-1, -1], after[:, -1:]], 1)  # (B, n): positions that the document has had behind each chunk
+    starts = (torch.cat([before.unsqueeze(1), behind[:, :-1]], 1) - 1).clamp(min=0)  # the latest position before each chunk
+    # Behind a chunk levels are as the next position finds them, which is on fewer; behind the last position as that one leaves them.
+    more = exists.sum(-1).cumsum(1) < exists.sum((1, 2)).unsqueeze(1)
+    stops = torch.where(more, behind, (behind - 1).clamp(min=0))
 
     between = bit_length(places.unsqueeze(-1) ^ places.unsqueeze(-2), levels)  # (B, n, C, C)
     y = (maps.scores * weights.gather(-1, between.unsqueeze(2).expand(maps.scores.shape))) @ v
     seen = torch.maximum(level, bit_length(places ^ starts.unsqueeze(-1), levels).unsqueeze(-1))  # (B, n, C, M)
     read_weights = weights.gather(-1, seen.unsqueeze(2).expand(weights.shape))
-    lands = bit_length(places ^ stops.unsqueeze(-1), levels).unsqueeze(-1) == level  # (B, n, C, M)
-    moves = torch.maximum(level, bit_length(starts ^ stops, levels).unsqueeze(-1)).unsqueeze(-1) == level  # (B, n, M from, M to)
+    lands = bit_length(places ^ stops.unsqueeze(-1), levels)  # (B, n, C)
+    least = bit_length(starts ^ stops, levels)  # (B, n): no level of before is lower behind
+    moves = torch.maximum(level, least.unsqueeze(-1)).unsqueeze(-1) == level  # (B, n, M from, M to)
 
-    outputs, s = [], state
-    for i in range(v.shape[1]):
-        read = maps.reads[:, i].unsqueeze(2) @ s  # (B, H, M, C, V)
-        outputs.append(y[:, i] + (read * read_weights[:, i].movedim(-1, 2).unsqueeze(-1)).sum(2))
-        carry = maps.carries[:, i].unsqueeze(2)
-        kept = torch.einsum("bhmkv,bmj->bhjkv", carry * s if beta is None else carry @ s, moves[:, i].to(s.dtype))
-        put = v[:, i].unsqueeze(2) * lands[:, i].to(s.dtype).mT[:, None, :, :, None]  # (B, H, M, C, V)
-        s = kept + maps.writes[:, i].unsqueeze(2).mT @ put
-    return torch.stack(outputs, 1).transpose(2, 3).flatten(1, 2)[:, :length], s
+    s = {i: state[:, :, i] for i in _filled(state)}
+    outputs = []
+    for i, (to, put) in enumerate(zip(_found(least, levels), _found(lands.flatten(2), levels), strict=True)):
+        output, carry, behind_it = y[:, i], maps.carries[:, i], dict[int, Tensor]()
+        for m, one in s.items():
+            output = output + (maps.reads[:, i] @ one) * read_weights[:, i, :, :, m, None]
+            kept = carry * one if beta is None else carry @ one
+            for j in sorted({max(m, lowest) for lowest in to}):
+                _add(behind_it, j, kept if len(to) == 1 else kept * moves[:, i, m, j, None, None, None].to(kept.dtype))
+        for j in put:
+            value = v[:, i] * (lands[:, i] == j)[:, None, :, None].to(v.dtype)
+            _add(behind_it, j, maps.writes[:, i].mT @ value)
+        outputs.append(output)
+        s = behind_it
+    last = [s[i] if i in s else torch.zeros_like(state[:, :, i]) for i in range(levels)]
+    return torch.stack(outputs, 1).transpose(2, 3).flatten(1, 2)[:, :length], torch.stack(last, 2)
+
+
+def _add(levels: dict[int, Tensor], level: int, what: Tensor) -> None:
+    levels[level] = levels[level] + what if level in levels else what
+
+
+def _watched(tensor: Tensor) -> bool:
+    """Whether values may not decide what is done: there are none, or a derivative would miss them."""
+    return tensor.is_meta or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _filled(state: Tensor) -> list[int]:
+    """Levels that are not all zeros, where zeros need no derivative."""
+    if _watched(state) or state.requires_grad or forward_ad._current_level >= 0:
+        return list(range(state.shape[2]))
+    return [i for i, some in enumerate((state != 0).transpose(1, 2).flatten(2).any(-1).any(0).tolist()) if some]
+
+
+def _found(found: Tensor, levels: int) -> list[list[int]]:
+    """The levels that occur in each chunk, (B, n) or (B, n, C)."""
+    rows = found.transpose(0, 1).flatten(1)
+    if _watched(found):
+        return [list(range(levels)) for _ in range(len(rows))]
+    return [sorted(set(row)) for row in rows.tolist()]
 
 
 _opaque = opaque(
