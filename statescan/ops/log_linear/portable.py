@@ -119,19 +119,21 @@ def chunked(
     moves = torch.maximum(level, least.unsqueeze(-1)).unsqueeze(-1) == level  # (B, n, M from, M to)
 
     s = {i: state[:, :, i] for i in _filled(state)}
+    found = zip(_found(least, levels), _found(lands.flatten(2), levels), strict=True)
     outputs = []
-    for i, (to, put) in enumerate(zip(_found(least, levels), _found(lands.flatten(2), levels), strict=True)):
-        output, carry, behind_it = y[:, i], maps.carries[:, i], dict[int, Tensor]()
+    # Taken apart at once: the derivative of one chunk's slice would be a tensor of all chunks.
+    parts = (t.unbind(1) for t in (y, maps.reads, read_weights, maps.carries, moves, v, lands, maps.writes))
+    for (to, put), (output, reads, weight, carry, move, value, land, write) in zip(found, zip(*parts, strict=True), strict=True):
+        after_it: dict[int, Tensor] = {}
         for m, one in s.items():
-            output = output + (maps.reads[:, i] @ one) * read_weights[:, i, :, :, m, None]
+            output = output + (reads @ one) * weight[..., m, None]
             kept = carry * one if beta is None else carry @ one
             for j in sorted({max(m, lowest) for lowest in to}):
-                _add(behind_it, j, kept if len(to) == 1 else kept * moves[:, i, m, j, None, None, None].to(kept.dtype))
+                _add(after_it, j, kept if len(to) == 1 else kept * move[:, m, j, None, None, None].to(kept.dtype))
         for j in put:
-            value = v[:, i] * (lands[:, i] == j)[:, None, :, None].to(v.dtype)
-            _add(behind_it, j, maps.writes[:, i].mT @ value)
+            _add(after_it, j, write.mT @ (value if put == [j] else value * (land == j)[:, None, :, None].to(v.dtype)))
         outputs.append(output)
-        s = behind_it
+        s = after_it
     last = [s[i] if i in s else torch.zeros_like(state[:, :, i]) for i in range(levels)]
     return torch.stack(outputs, 1).transpose(2, 3).flatten(1, 2)[:, :length], torch.stack(last, 2)
 
