@@ -137,7 +137,7 @@ class Engine:
         """One token a row: ids (B,) -> float32 logits (B, V) and the state. Rows may be of any age.
 
         ``inplace=True`` writes the new state over the given one, where that is float32 and contiguous: half the memory traffic of a
-        large state. A timeline takes the model's own step.
+        large state, and of log-linear attention only the levels that hold something. A timeline takes the model's own step.
         """
         if timeline is not None:
             logits, state = self.model.step(ids, state, timeline)

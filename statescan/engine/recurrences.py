@@ -87,7 +87,7 @@ def hgrn2(b: Builder, m: HGRN2, source: int, stream: int) -> None:
 
 
 def delta(b: Builder, m: DeltaNet | GatedDeltaNet | KDA, source: int, stream: int) -> None:
-    """DeltaNet, Gated DeltaNet with any number of writes, Kimi delta attention."""
+    """DeltaNet, Gated DeltaNet with any number of writes or with levels, Kimi delta attention."""
     (groups, width), (heads, values), writes = m.key_shape, m.value_shape, m.num_writes
     others: dict[str, nn.Module] = {"b": m.b_proj}
     if isinstance(m, KDA):

@@ -6,8 +6,8 @@ Per head, with keys of K and values of V channels; g is the logarithm of the dec
     S_t = e^{g_t} S_{t-1} + beta_t k_t v_t^T          (K, V)
     y_t = S_t^T (G_t + Diag(ridge))^{-1} q_t
 
-The portable form solves by conjugate gradients, at all positions of a chunk together, and stops after ``iterations``: in exact arithmetic K
-of them are enough, and fewer where the matrix is near its diagonal. Its derivative is that of the exact solution: another solve, not the
+All but the reference solve by conjugate gradients, several positions side by side, and stop after ``iterations``: in exact arithmetic K
+of them are enough, and fewer where the matrix is near its diagonal. The derivative is that of the exact solution: another solve, not the
 unrolled iteration. The state is float32 (float64 for float64 inputs).
 
 Paper: von Oswald et al., "MesaNet: Sequence Modeling by Locally Optimal Test-Time Training", 2025, https://arxiv.org/abs/2506.05233.
