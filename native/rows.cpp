@@ -34,6 +34,15 @@ float cosine(float v) { return __builtin_cosf(v); }
 float sine(float v) { return __builtin_sinf(v); }
 float half_erfc(float v) { return 0.5f * __builtin_erfcf(v); }
 
+// A turn at most is what a layer that adds up its angles has; a position times a frequency may be anything.
+template <float (*F)(float), bool kCosine>
+STATESCAN_INLINE vf wave(vf v) {
+    if (!all((v >= splat(0)) & (v <= splat(static_cast<float>(kTurn))))) return by_lane<F>(v);
+    vf s, c;
+    sincos(v, s, c);
+    return kCosine ? c : s;
+}
+
 // Without the digits that 1 - 2 / (1 + e^{2 v}) and e^v - 1 lose near zero.
 STATESCAN_INLINE vf tanh(vf v) {
     const vf s = v * v, small = v * (1.0f + s * (-0.33333333f + s * (0.13333333f + s * (-0.053968254f + s * 0.021869488f))));
@@ -143,8 +152,8 @@ void take(const ProgramRun& run, const RowStep& s, int64_t row) {
         case RowStep::kGeluTanh: return apply(s, a, b, to, [](vf x, vf) { return gelu_tanh(x); });
         case RowStep::kRoot: return apply(s, a, b, to, [](vf x, vf) { return by_lane<root>(x); });
         case RowStep::kAbs: return apply(s, a, b, to, [](vf x, vf) { return abs(x); });
-        case RowStep::kCos: return apply(s, a, b, to, [](vf x, vf) { return by_lane<cosine>(x); });
-        case RowStep::kSin: return apply(s, a, b, to, [](vf x, vf) { return by_lane<sine>(x); });
+        case RowStep::kCos: return apply(s, a, b, to, [](vf x, vf) { return wave<cosine, true>(x); });
+        case RowStep::kSin: return apply(s, a, b, to, [](vf x, vf) { return wave<sine, false>(x); });
         case RowStep::kSum: return sums(s, a, to);
         case RowStep::kTurn: return turn(s, a, b, to);
         case RowStep::kPhase: return phase(s, a, b, to);

@@ -112,6 +112,27 @@ static inline vf softplus(vf v) {
     return max(splat(0.0f), v) + log1p(exp(min(v, -v)));
 }
 
+// sin and cos for x within [0, 2 pi], absolute error below 2e-7.
+STATESCAN_INLINE void sincos(vf x, vf& s, vf& c) {
+    const vf shifted = x * 0.6366197723675814f + 12582912.0f;  // 1.5 * 2^23: the low bits now hold the nearest quarter turn
+    const vi quarter = (vi)shifted;
+    const vf n = shifted - 12582912.0f;
+    const vf r = (x - n * 1.5703125f) - n * 4.838267948966e-4f;  // pi / 2 in two parts
+    const vf r2 = r * r;
+    vf p = splat(-1.9515295891e-4f);
+    p = p * r2 + 8.3321608736e-3f;
+    p = p * r2 - 1.6666654611e-1f;
+    const vf sine = p * r2 * r + r;
+    p = splat(2.443315711809948e-5f);
+    p = p * r2 - 1.388731625493765e-3f;
+    p = p * r2 + 4.166664568298827e-2f;
+    const vf cosine = p * r2 * r2 - 0.5f * r2 + 1.0f;
+    const vi odd = (quarter & 1) != 0;
+    const vi s_sign = (quarter & 2) << 30, c_sign = ((quarter + 1) & 2) << 30;
+    s = (vf)((vi)(odd ? cosine : sine) ^ s_sign);
+    c = (vf)((vi)(odd ? sine : cosine) ^ c_sign);
+}
+
 // Compilers widen a vector of 16-bit integers in halves, at twice the cost of the instruction.
 static inline vf from_bf16(const char* p) {
 #if defined(__AVX512F__)
