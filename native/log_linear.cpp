@@ -2,22 +2,14 @@
 // sees of its own block are matrices of scores, weighed by the level of each pair; what lies before the block stands on few levels, for
 // at its beginning all lower ones come to stand on one. Levels are taken apart again only behind the last position. With the delta rule a block
 // is one linear map for all levels (docs/decisions/0006): U = (I + O)^-1 ..., O the overlaps of each write with those before it.
-// Factors of decay are products of their own, row by row: none is divided, and no sums are subtracted.
-#include "small_products.h"
+#include "decay_block.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64, kBits = 6;
-constexpr int64_t kLine = kBlock + 16;  // rows a power of two apart would evict each other
+constexpr int64_t kBits = 6;
 constexpr int64_t kShare = 4;           // heads a tile, where they share queries and keys
-constexpr float kNothing = 1e-30f;
-
-int64_t padded(int64_t width) {
-    const int64_t whole = ceil_to(width, W);
-    return whole % 64 == 0 ? whole + 16 : whole;
-}
 
 // The level on which position a < b stands for b.
 int64_t level_of(int64_t a, int64_t b, int64_t levels) { return a == b ? 0 : least(64 - __builtin_clzll(static_cast<uint64_t>(a ^ b)), levels - 1); }
@@ -113,10 +105,6 @@ struct Tile {
     void head(const Rows& o, int64_t h);
 };
 
-void scale_row(const float* in, float by, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += W) store(out + i, load(in + i) * by);
-}
-
 // What all heads of the tile share: queries and keys, and how they meet.
 void Tile::products(const Rows& o) {
     const int64_t n = o.count;
@@ -147,20 +135,11 @@ void Tile::factors(const Rows& o, int64_t head) {
         beta[i] = a.beta ? number(a.beta, b, o.at[i], head) : 1;
         load_row(a.weight.at(b, o.at[i], head), a.weight.type, a.levels, weight + i * ceil_to(a.levels, W));
     }
-    for (int64_t i = 0; i < columns; i += W) store(decay + i, exp(load(decay + i)));
-    float since = 1, until = 1;
-    for (int64_t i = 0; i < n; ++i) entry[i] = since *= decay[i];
-    for (int64_t i = n - 1; i >= 0; --i) {
-        left[i] = until;
-        until *= decay[i];
-    }
+    block_decays(n, decay, entry, left);
     for (int64_t i = 0; i < n; ++i) {  // row: the decay from each write before to here
-        const float d = decay[i], strength = -beta[i];
-        for (int64_t j = 0; j < columns; j += W) {
-            const vf w = load(row + j) * d;
-            store(row + j, (vf)((vi)w & (vi)(w > splat(kNothing))));
-            if (a.beta) store(chain + i * kLine + j, load(overlap + i * kLine + j) * load(row + j) * strength);
-        }
+        decay_further(row, decay[i], columns);
+        for (int64_t j = 0; j < columns && a.beta; j += W)
+            store(chain + i * kLine + j, load(overlap + i * kLine + j) * load(row + j) * -beta[i]);
         row[i] = 1;
         for (int64_t j = 0; j < columns; j += W) store(scores + i * kLine + j, load(met + i * kLine + j) * load(row + j));
     }

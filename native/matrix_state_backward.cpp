@@ -17,11 +17,6 @@ struct Block {
     const float *before, *after;
 };
 
-static int64_t padded(int64_t width) {  // rows a power of two apart would evict each other
-    const int64_t whole = ceil_to(width, W);
-    return whole % 64 == 0 ? whole + 16 : whole;
-}
-
 struct Chunk {
     const MatrixStateGrad& a;
     const MatrixState& f;

@@ -1,21 +1,14 @@
 // The mesa layer, block by block: G_t + Diag(ridge) is never formed at a position. Conjugate gradients run for a few positions side by side, and
 // their product with it is linear attention: with the keys of the block, (rows, rows), and with the matrix before it, (K, K). All of a block
 // stays in the cache. A position stops by its own residual, so what stands beside it changes nothing.
-#include "small_products.h"
+#include "decay_block.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
-constexpr int64_t kBlock = 64;
-constexpr int64_t kLine = kBlock + 16;  // rows a power of two apart would evict each other
 constexpr int64_t kBeside = 12;         // positions that are solved side by side
-constexpr float kNothing = 1e-30f, kRounding = 1.42e-14f;  // the square of float32's
-
-int64_t padded(int64_t width) {
-    const int64_t whole = ceil_to(width, W);
-    return whole % 64 == 0 ? whole + 16 : whole;
-}
+constexpr float kRounding = 1.42e-14f;  // the square of float32's
 
 struct Tile {
     const Mesa& a;
@@ -77,10 +70,6 @@ struct Tile {
     void block(int64_t n);
 };
 
-void scale_row(const float* in, float by, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += W) store(out + i, load(in + i) * by);
-}
-
 void add_row(const float* in, float by, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += W) store(out + i, load(out + i) + load(in + i) * by);
 }
@@ -96,19 +85,10 @@ void Tile::load_block(int64_t n) {
         load_row(a.v.at(b, at[i], head), a.v.type, a.width, v + i * vs);
         decay[i] = number(a.decay, b, at[i], head), beta[i] = number(a.beta, b, at[i], head);
     }
-    for (int64_t i = 0; i < columns; i += W) store(decay + i, exp(load(decay + i)));
-    float since = 1, until = 1;
-    for (int64_t i = 0; i < n; ++i) entry[i] = since *= decay[i];
-    for (int64_t i = n - 1; i >= 0; --i) {
-        left[i] = until;
-        until *= decay[i];
-        scale_row(k + i * ks, left[i] * beta[i], kp, put + i * ks);
-    }
+    block_decays(n, decay, entry, left);
     for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < columns; j += W) {
-            const vf w = load(row + j) * decay[i];
-            store(row + j, (vf)((vi)w & (vi)(w > splat(kNothing))));
-        }
+        scale_row(k + i * ks, left[i] * beta[i], kp, put + i * ks);
+        decay_further(row, decay[i], columns);
         row[i] = 1;
         for (int64_t j = 0; j < columns; j += W) store(within + i * kLine + j, load(row + j) * load(beta + j));
     }

@@ -5,6 +5,12 @@
 namespace statescan {
 namespace STATESCAN_ISA {
 
+// Floats of a row: rows a power of two apart would evict each other.
+static inline int64_t padded(int64_t width) {
+    const int64_t whole = ceil_to(width, W);
+    return whole % 64 == 0 ? whole + 16 : whole;
+}
+
 // Which entries of a product count: all; those of a lower triangular A; of its transpose; the lower triangle of the result.
 enum class Shape { full, lower, upper, out_lower };
 
