@@ -60,10 +60,8 @@ def least(op: str, case: Case, moved: int, machine: Machine) -> float:
         products = 1 + sizes.get("W", 1) * (2 if op == "delta_rule" else 1)  # a query, and for each write what it reads and what it adds
         state = sizes["H"] * sizes["N"] * sizes["P"] * sizes.get("R", 1)  # mamba3: R of both
         arithmetic = 2 * products * sizes["B"] * sizes["L"] * state / machine.product(512, 768, 768)
-    if op in (
-        "log_linear",
-        "mesa",
-    ):  # a write and a query a level; the writes of both matrices, the fit, and a product a step of the solution
+    if op in ("log_linear", "mesa"):
+        # A write and a query a level; or the writes of both matrices, the fit, and a product for each step of the solution.
         sizes = case.sizes
         passes = 1 + SOLVED + 2 if op == "mesa" else 3 * LEVELS if "delta" in case.options else 1 + LEVELS
         arithmetic = 2 * passes * sizes["B"] * sizes["L"] * sizes["H"] * sizes["N"] * sizes["P"] / machine.product(512, 768, 768)

@@ -9,7 +9,7 @@ namespace STATESCAN_ISA {
 namespace {
 
 constexpr int64_t kBits = 6;
-constexpr int64_t kShare = 4;           // heads a tile, where they share queries and keys
+constexpr int64_t kShare = 4;  // heads a tile, where they share queries and keys
 
 // The level on which position a < b stands for b.
 int64_t level_of(int64_t a, int64_t b, int64_t levels) { return a == b ? 0 : least(64 - __builtin_clzll(static_cast<uint64_t>(a ^ b)), levels - 1); }

@@ -132,3 +132,10 @@ def test_mistakes_are_named() -> None:
         ops.log_linear(**arguments, state=(torch.zeros(3, 2, 2, 3, 4), torch.zeros(3, dtype=torch.long)))
     with pytest.raises(ValueError, match="log_linear has no notion of elapsed time"):
         ops.log_linear(**arguments | {"timeline": Timeline(interval=torch.ones(3, 139))})
+
+
+def test_the_count_of_positions_may_be_of_any_integer_type() -> None:
+    inputs = make(CASES[0])
+    _, (levels, position) = ops.log_linear(**inputs, return_state=True)
+    expected = ops.log_linear(**inputs, state=(levels, position))
+    assert torch.equal(ops.log_linear(**inputs, state=(levels, position.int())), expected)

@@ -41,7 +41,7 @@ def _forward(
     batch, length, groups, keys = q.shape
     heads, width = v.shape[2:]
     q, k, v, level_scale, state = (gate.rows(x) for x in (q, k, v, level_scale, state))
-    y, last, before = torch.empty(v.shape, dtype=v.dtype), torch.empty(state.shape), before.contiguous()
+    y, last, before = torch.empty(v.shape, dtype=v.dtype), torch.empty(state.shape), before.long().contiguous()
     sizes = (batch, length, heads, groups, keys, width, state.shape[2])
     if batch:
         gate.module.log_linear(
