@@ -117,6 +117,16 @@ struct Mamba3 {
     View angle_last, ssm_last, k_last, v_last;                  // as the incoming ones
 };
 
+struct Mamba3Grad {
+    Mamba3 forward;
+    View gy, gangle_last, gssm_last, gk_last, gv_last;  // all but gy may be absent
+    View gq, gk, gv, gz;                                // float32 (B, L, R, H, N), the same, (B, L, H, P), the same or absent
+    View glog_decay, gdelta, gmix, gspeed;              // float32 (B, L, H), three times; (B, L, H, T)
+    View gq_bias, gk_bias, gD;                          // float32 (B, H, R, N), twice; (B, H)
+    View gv_weight, gz_weight, gy_weight;               // float32 (B, H, R, P), may be absent
+    View gangle, gssm, glast_k, glast_v;                // as the incoming ones
+};
+
 struct LogLinear {
     int threads;
     float scale;
@@ -219,6 +229,7 @@ struct Kernels {
     void (*matrix_state)(const MatrixState&);
     void (*matrix_state_backward)(const MatrixStateGrad&);
     void (*mamba3)(const Mamba3&);
+    void (*mamba3_backward)(const Mamba3Grad&);
     void (*log_linear)(const LogLinear&);
     void (*mesa)(const Mesa&);
     void (*slstm)(const Slstm&);

@@ -4,7 +4,7 @@
 // slice serve 2 R multiply-adds. Keys and queries exist in scratch alone, built from the projections' rows and the angles. A position's own
 // writes reach its queries through q^T k; into the slice they come with the next position, which knows the rest of their weight. The product
 // of decays is kept beside the slice until it becomes small. Halves of a key take kp / 2 floats each, whole vectors; zeros fill them up.
-#include "simd.h"
+#include "mamba3.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
@@ -99,13 +99,11 @@ int64_t parts(const Mamba3& a) {
 
 int64_t block(const Mamba3& a) { return a.rank < kRows ? kRows / a.rank : 1; }
 
-struct Tile {
-    const Mamba3& a;
-    int64_t b, head, group, part, first, width, stride, columns;  // columns of the value: from, how many, whole vectors of them; of a slice
-    int64_t half, kp, turning;                                    // floats of half a key, of a key, of the angles
-    float *k, *q, *u, *y, *inputs, *met, *value, *state, *sin, *cos, *raw, *bias_k, *bias_q;
+struct Tile : Turns {
+    int64_t part, first, width, stride, columns;  // columns of the value: from, how many, whole vectors of them; of a slice
+    int64_t kp;                                   // floats of a key
+    float *k, *q, *u, *y, *inputs, *met, *value, *state, *bias_k, *bias_q;
     const float *v_weight, *z_weight, *y_weight;  // (R, stride); null stands for ones
-    double* phase;
     float kept = 1;  // the product of decays that the slices lack
 
     static int64_t per_part(const Mamba3& a) {
@@ -116,19 +114,14 @@ struct Tile {
         const int64_t kp = 2 * ceil_to(a.keys / 2, W), rows = (block(a) + 1) * a.rank, columns = per_part(a);
         return 4 * ((2 * rows + 2 * a.rank + 4) * kp + (2 * rows + 4 * a.rank + 1 + kp) * columns + a.rank * a.rank) + 20 * 64;
     }
-    Tile(const Mamba3& a, int64_t index, char* scratch) : a(a) {
+    Tile(const Mamba3& a, int64_t index, char* scratch) : Turns(a, index / parts(a)) {
         part = index % parts(a);
-        b = index / parts(a) / a.heads;
-        head = index / parts(a) % a.heads;
-        group = head / (a.heads / a.groups);
         columns = wide(a.rank) * W;
         first = part * per_part(a);
         width = least(a.width - first, per_part(a));
         if (width < 0) width = 0;
         stride = ceil_to(width, W);
-        half = ceil_to(a.keys / 2, W);
         kp = 2 * half;
-        turning = a.angles;
         const int64_t rows = (block(a) + 1) * a.rank;
         Arena arena{scratch};
         k = arena.floats(rows * kp), q = arena.floats(rows * kp);
@@ -141,54 +134,12 @@ struct Tile {
         phase = reinterpret_cast<double*>(arena.floats(2 * half));
     }
 
-    void load_key(const char* row, int32_t type, float* out) const {
-        const int64_t n = a.keys / 2, size = type == kFloat ? 4 : 2;
-        load_row(row, type, n, out);
-        load_row(row + n * size, type, n, out + half);
-    }
-    void store_key(const float* in, char* row) const {
-        const int64_t n = a.keys / 2;
-        store_row(row, kFloat, n, in);
-        store_row(row + n * 4, kFloat, n, in + half);
-    }
     const float* weights(const View& from, Arena& arena) const {
         if (!from) return nullptr;
         float* to = arena.floats(a.rank * stride);
         for (int64_t r = 0; r < a.rank && width > 0; ++r)
             load_row(reinterpret_cast<const char*>(from.f(head, r) + first), kFloat, width, to + r * stride);
         return to;
-    }
-    // The rotated sum of a projection's row and its bias.
-    void turn(const char* row, int32_t type, const float* bias, float* out) const {
-        const float* in = reinterpret_cast<const float*>(row);
-        if (type != kFloat || 2 * half != a.keys) {
-            load_key(row, type, raw);
-            in = raw;
-        }
-        for (int64_t i = 0; i < half; i += W) {
-            const vf one = load(in + i) + load(bias + i), two = load(in + half + i) + load(bias + half + i);
-            const vf s = load(sin + i), c = load(cos + i);
-            store(out + i, one * c - two * s);
-            store(out + half + i, one * s + two * c);
-        }
-    }
-    static double within_a_turn(double p) {
-        const double rest = p - 6.283185307179586476925 * __builtin_floor(p * 0.15915494309189533577);
-        return rest < 0 ? 0 : rest;
-    }
-    void advance(int64_t t, float delta) const {
-        const float* speed = a.speed.f(b, t);
-        for (int64_t i = 0; i < turning; ++i) {
-            phase[i] = within_a_turn(phase[i] + static_cast<double>(speed[i]) * static_cast<double>(delta));
-            raw[i] = static_cast<float>(phase[i]);
-        }
-        for (int64_t i = 0; i < turning; i += W) {
-            vf s, c;
-            sincos(load(raw + i), s, c);
-            store(sin + i, s);
-            store(cos + i, c);
-        }
-        for (int64_t i = turning; i < ceil_to(turning, W); ++i) sin[i] = 0, cos[i] = 1;  // the vector's rest does not turn
     }
     // What the writes of the value bring, `by` times, (R, stride).
     void write(float by, float* out) const {
@@ -206,7 +157,6 @@ struct Tile {
             column += whole ? columns : W;
         }
     }
-    int64_t key_row(int64_t n) const { return n < a.keys / 2 ? n : n - a.keys / 2 + half; }
     void load_state() const {
         zero(state, kp * stride);
         each_slice([&](int64_t column, bool whole, float* slice) {
@@ -293,10 +243,7 @@ void run(const void* context, int64_t index, char* scratch) {
         x.load_key(reinterpret_cast<const char*>(a.q_bias.f(head, r)), kFloat, x.bias_q + r * kp);
         x.load_key(reinterpret_cast<const char*>(a.last_k.f(b, r, head)), kFloat, x.k + r * kp);
     }
-    for (int64_t i = 0; i < x.half; ++i) {
-        x.sin[i] = 0, x.cos[i] = 1;
-        x.phase[i] = i < x.turning ? Tile::within_a_turn(static_cast<double>(a.angle.f(b, head)[i])) : 0;
-    }
+    x.begin();
     x.load_state();
     // Row 0 of k holds the keys of the existing position before a block.
     const SliceFn whole = slice_function(R, true), rest = slice_function(R, false);

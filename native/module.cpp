@@ -99,6 +99,14 @@ statescan::MatrixState matrix_state(int threads, bool by_channel, float scale, n
             decay, read, state, line(reset, mask, {}, 1), y, last, chunks};
 }
 
+statescan::Mamba3 mamba3(int threads, nb::tuple s, View q, View k, View v, View z, View log_decay, View delta, View mix, View speed, View q_bias,
+                         View k_bias, View D, View v_weight, View z_weight, View y_weight, View angle, View ssm, View last_k, View last_v,
+                         View reset, View mask) {
+    return {threads, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), size(s, 7), q, k, v, z,
+            log_decay, delta, mix, speed, q_bias, k_bias, D, v_weight, z_weight, y_weight, angle, ssm, last_k, last_v,
+            line(reset, mask, {}, 1), {}, {}, {}, {}, {}};
+}
+
 statescan::LogLinear log_linear(int threads, float scale, nb::tuple s, View q, View k, View v, View weight, View decay, View beta, View state,
                                 int64_t before, View reset, View mask, View y, View last) {
     return {threads, scale, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), q, k, v, weight, decay, beta, state,
@@ -318,11 +326,23 @@ NB_MODULE(_native, m) {
     m.def("mamba3", [](int threads, nb::tuple s, V q, V k, V v, V z, V log_decay, V delta, V mix, V speed, V q_bias, V k_bias, V D, V v_weight,
                        V z_weight, V y_weight, V angle, V ssm, V last_k, V last_v, V reset, V mask, V y, V angle_last, V ssm_last, V k_last,
                        V v_last) {
-        const statescan::Mamba3 a{threads, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), size(s, 5), size(s, 6), size(s, 7),
-                                  q, k, v, z, log_decay, delta, mix, speed, q_bias, k_bias, D, v_weight, z_weight, y_weight,
-                                  angle, ssm, last_k, last_v, line(reset, mask, {}, 1), y, angle_last, ssm_last, k_last, v_last};
+        auto a = mamba3(threads, s, q, k, v, z, log_decay, delta, mix, speed, q_bias, k_bias, D, v_weight, z_weight, y_weight, angle, ssm,
+                        last_k, last_v, reset, mask);
+        a.y = y, a.angle_last = angle_last, a.ssm_last = ssm_last, a.k_last = k_last, a.v_last = v_last;
         NOGIL;
         kernels.mamba3(a);
+    });
+    m.def("mamba3_backward", [](int threads, nb::tuple s, V q, V k, V v, V z, V log_decay, V delta, V mix, V speed, V q_bias, V k_bias, V D,
+                                V v_weight, V z_weight, V y_weight, V angle, V ssm, V last_k, V last_v, V reset, V mask, V gy, V gangle_last,
+                                V gssm_last, V gk_last, V gv_last, V gq, V gk, V gv, V gz, V glog_decay, V gdelta, V gmix, V gspeed, V gq_bias,
+                                V gk_bias, V gD, V gv_weight, V gz_weight, V gy_weight, V gangle, V gssm, V glast_k, V glast_v) {
+        const statescan::Mamba3Grad a{
+            mamba3(threads, s, q, k, v, z, log_decay, delta, mix, speed, q_bias, k_bias, D, v_weight, z_weight, y_weight, angle, ssm, last_k,
+                   last_v, reset, mask),
+            gy, gangle_last, gssm_last, gk_last, gv_last, gq, gk, gv, gz, glog_decay, gdelta, gmix, gspeed, gq_bias, gk_bias, gD,
+            gv_weight, gz_weight, gy_weight, gangle, gssm, glast_k, glast_v};
+        NOGIL;
+        kernels.mamba3_backward(a);
     });
     m.def("log_linear", [](int threads, float scale, nb::tuple s, V q, V k, V v, V weight, V decay, V beta, V state, int64_t before, V reset,
                            V mask, V y, V last) {

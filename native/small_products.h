@@ -11,7 +11,8 @@ static inline int64_t padded(int64_t width) {
     return whole % 64 == 0 ? whole + 16 : whole;
 }
 
-// Which entries of a product count: all; those of a lower triangular A; of its transpose; the lower triangle of the result.
+// Which entries of a product count: all; those of a lower triangular A; of its transpose; the lower triangle of the result. Triangles may be of
+// squares, `corner` wide, in place of numbers.
 enum class Shape { full, lower, upper, out_lower };
 
 template <int M, int V>
@@ -46,12 +47,13 @@ static inline void micro_rows(int64_t rows, int64_t k0, int64_t k1, const float*
 
 // C (rows, columns) += A B; entry (m, k) of A is A[m * am + k * ak]; columns is a multiple of W.
 static inline void multiply(Shape shape, int64_t rows, int64_t columns, int64_t depth, const float* A, int64_t am, int64_t ak, const float* B,
-                            int64_t ldb, float* C, int64_t ldc) {
+                            int64_t ldb, float* C, int64_t ldc, int64_t corner = 1) {
     for (int64_t n = 0; n < columns; n += 2 * W) {
         for (int64_t m = 0; m < rows; m += 6) {
             const int64_t have = least(6, rows - m);
-            if (shape == Shape::out_lower && n >= m + have) continue;
-            const int64_t k0 = shape == Shape::upper ? m : 0, k1 = shape == Shape::lower ? least(depth, m + have) : depth;
+            const int64_t behind = ceil_to(m + have, corner);
+            if (shape == Shape::out_lower && n >= behind) continue;
+            const int64_t k0 = shape == Shape::upper ? m / corner * corner : 0, k1 = shape == Shape::lower ? least(depth, behind) : depth;
             if (n + 2 * W <= columns)
                 micro_rows<2>(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
             else

@@ -1,6 +1,6 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
-//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3.cpp native/log_linear.cpp native/mesa.cpp native/causal_conv1d.cpp \
+//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3*.cpp native/log_linear.cpp native/mesa.cpp native/causal_conv1d.cpp \
 //         native/diagonal_scan.cpp native/product.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
@@ -297,6 +297,21 @@ void mamba3_case(const Kernels& kernels, int64_t B, int64_t L, int64_t R, int64_
     c.run([&](int threads) { a.threads = threads, kernels.mamba3(a); });
     finite(a.y, B * L * H * P * (gate ? 1 : R)), finite(a.ssm_last, B * H * P * N), finite(a.angle_last, B * H * T);
     finite(a.k_last, B * R * H * N), finite(a.v_last, B * H * P);
+    keep(c);
+    Mamba3Grad g{};
+    g.gy = gate ? c.in({B, L, H, P}, type) : c.in({B, L, R, H, P}, type);
+    g.gangle_last = c.in({B, H, T}), g.gssm_last = c.in({B, H, P, N}), g.gk_last = c.in({B, R, H, N}), g.gv_last = c.in({B, H, P});
+    g.gq = c.out({B, L, R, H, N}), g.gk = c.out({B, L, R, H, N}), g.gv = c.out({B, L, H, P});
+    g.glog_decay = c.out({B, L, H}), g.gdelta = c.out({B, L, H}), g.gmix = c.out({B, L, H}), g.gspeed = c.out({B, L, H, T});
+    g.gq_bias = c.out({B, H, R, N}), g.gk_bias = c.out({B, H, R, N}), g.gD = c.out({B, H});
+    if (gate) g.gz = c.out({B, L, H, P}), g.gv_weight = c.out({B, H, R, P}), g.gz_weight = c.out({B, H, R, P}), g.gy_weight = c.out({B, H, R, P});
+    g.gangle = c.out({B, H, T}), g.gssm = c.out({B, H, P, N}), g.glast_k = c.out({B, R, H, N}), g.glast_v = c.out({B, H, P});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.mamba3_backward(g); });
+    finite(g.gq, B * L * R * H * N), finite(g.gk, B * L * R * H * N), finite(g.gv, B * L * H * P), finite(g.gspeed, B * L * H * T);
+    finite(g.glog_decay, B * L * H), finite(g.gdelta, B * L * H), finite(g.gmix, B * L * H), finite(g.gD, B * H);
+    finite(g.gq_bias, B * H * R * N), finite(g.gk_bias, B * H * R * N), finite(g.gangle, B * H * T), finite(g.gssm, B * H * P * N);
+    finite(g.glast_k, B * R * H * N), finite(g.glast_v, B * H * P);
+    if (gate) finite(g.gz, B * L * H * P), finite(g.gv_weight, B * H * R * P), finite(g.gz_weight, B * H * R * P), finite(g.gy_weight, B * H * R * P);
 }
 
 void log_linear_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t G, int64_t K, int64_t V, int64_t M, bool delta,

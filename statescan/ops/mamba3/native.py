@@ -1,7 +1,7 @@
 """Mamba-3 in C++: a loop over positions for each head, which turns keys and queries, writes, reads and gates inside the cache.
 
-What reaches memory are the projections, once, and the output. There is no backward kernel: nothing is saved but the inputs, and the
-backward pass runs ``portable`` again.
+What reaches memory are the projections, once, and the output. Nothing is saved but the inputs: the backward kernel makes the states again,
+and goes back over blocks of 64 writes, as small matrices.
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ from statescan.ops.recomputed import recomputed
 MAX_RANK = 16
 """Writes a position: a block of 16 of them stays in the cache."""
 
+_KEYS, _PER_HEAD = ("q", "k"), ("v", "z", "log_decay", "delta", "mix")
+_PARAMETERS = ("q_bias", "k_bias", "D", "v_weight", "z_weight", "y_weight")
+_STATE = ("angle", "ssm", "last_k", "last_v")
+_ORDER = ("q", "k", "v", "z", "log_decay", "delta", "mix", "speed", *_PARAMETERS, *_STATE)
+"""As the kernels take them, and their gradients."""
+_TURNED = ("q", "k", "q_bias", "k_bias", "ssm", "last_k")
+"""Whose last axis are the states, in pairs or in halves."""
+
 
 def _refuse(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor | None) -> str | None:
     if not gate.plain(*tensors.values(), reset, mask):
@@ -30,41 +38,84 @@ def _refuse(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: T
     )
 
 
-_STATE = ("angle", "ssm", "last_k", "last_v")
-
-
 def _halves(x: Tensor, layout: str) -> Tensor:
-    """States (..., N) as the kernel takes them: the first of each pair, then the second."""
+    """States (..., N) as the kernels take them: the first of each pair, then the second."""
     return gate.rows(x if layout == "halves" else x.unflatten(-1, (-1, 2)).mT.flatten(-2))
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, delta: Tensor, mix: Tensor, speed: Tensor, q_bias: Tensor, k_bias: Tensor,
-    D: Tensor, v_weight: Tensor | None, z: Tensor | None, z_weight: Tensor | None, y_weight: Tensor | None, angle: Tensor, ssm: Tensor,
-    last_k: Tensor, last_v: Tensor, reset: Tensor | None, mask: Tensor | None, layout: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    assert gate.module is not None
+def _back(x: Tensor, layout: str) -> Tensor:
+    """The inverse of :func:`_halves`."""
+    return x if layout == "halves" else x.unflatten(-1, (2, -1)).mT.flatten(-2)
+
+
+def _given(layout: str, tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
+    """In the kernels' order; what they read as float32 in that."""
+    found: list[Tensor | None] = []
+    for name in _ORDER:
+        x = tensors[name]
+        if x is not None and name not in ("q", "k", "v", "z"):
+            x = x.float()
+        found.append(None if x is None else _halves(x, layout) if name in _TURNED else gate.rows(x))
+    return found
+
+
+def _sizes(work: int, q: Tensor, v: Tensor, speed: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Threads and sizes; ``work``: operations a number of the state, write and position."""
     batch, length, rank, groups, keys = q.shape
     heads, width = v.shape[2:]
-    sizes = (batch, length, rank, heads, groups, keys, width, speed.shape[2])
-    inputs = [_halves(q, layout), _halves(k, layout), gate.rows(v), gate.rows_or_none(z)]
-    inputs += [gate.rows(x.float()) for x in (log_decay, delta, mix, speed)]
-    inputs += [_halves(x.float(), layout) for x in (q_bias, k_bias)] + [gate.rows(D.float())]
-    inputs += [None if x is None else gate.rows(x.float()) for x in (v_weight, z_weight, y_weight)]
-    inputs += [gate.rows(angle), _halves(ssm, layout), _halves(last_k, layout), gate.rows(last_v)]
-    y = torch.empty((batch, length, heads, width) if z is not None else (batch, length, rank, heads, width), dtype=v.dtype)
-    last = [torch.empty(x.shape) for x in (angle, ssm, last_k, last_v)]
+    return gate.threads(work * q.numel() // groups * heads * width), (batch, length, rank, heads, groups, keys, width, speed.shape[2])
+
+
+def _forward(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    assert gate.module is not None
+    q, v = tensors["q"], tensors["v"]
+    inputs = _given(layout, dict(tensors))
+    y = torch.empty(v.shape if tensors["z"] is not None else (*q.shape[:3], *v.shape[2:]), dtype=v.dtype)
+    angle, ssm, last_k, last_v = (torch.empty(tensors[name].shape) for name in _STATE)
+    if len(v):
+        outputs = (y, angle, ssm, last_k, last_v)
+        gate.module.mamba3(*_sizes(4, q, v, tensors["speed"]), *(view(x) for x in (*inputs, reset, mask, *outputs)))
+    return y, angle, _back(ssm, layout), _back(last_k, layout), last_v
+
+
+def _backward(
+    cotangents: tuple[Tensor | None, ...], reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor
+) -> dict[str, Tensor | None]:
+    assert gate.module is not None
+    q, v, speed = tensors["q"], tensors["v"], tensors["speed"]
+    (batch, length, rank, groups, keys), heads = q.shape, v.shape[2]
+    inputs = _given(layout, dict(tensors))
+    gy, *last = cotangents
+    if gy is None:
+        gy = v.new_zeros(v.shape if tensors["z"] is not None else (batch, length, rank, *v.shape[2:]))
+    last = [x if x is None else _halves(x, layout) if name in _TURNED else gate.rows(x) for name, x in zip(_STATE, last, strict=True)]
+    # By head what heads share, by row of the batch what rows share: to be added up.
+    parts = {name: None if tensors[name] is None else torch.empty(tensors[name].shape) for name in (*_PER_HEAD, *_STATE)}
+    parts |= {name: None if tensors[name] is None else torch.empty(batch, *tensors[name].shape) for name in _PARAMETERS}
+    parts |= {name: torch.empty(batch, length, rank, heads, keys) for name in _KEYS} | {
+        "speed": torch.empty(batch, length, heads, speed.shape[2])
+    }
     if batch:
-        gate.module.mamba3(
-            gate.threads(4 * length * batch * rank * heads * keys * width), sizes, *(view(x) for x in inputs), view(reset), view(mask),
-            view(y), *(view(x) for x in last),
-        )  # fmt: skip
-    if layout == "pairs":
-        last[1], last[2] = (x.unflatten(-1, (2, -1)).mT.flatten(-2) for x in last[1:3])
-    return y, last[0], last[1], last[2], last[3]
+        outputs = (parts[name] for name in _ORDER)
+        gate.module.mamba3_backward(*_sizes(14, q, v, speed), *(view(x) for x in (*inputs, reset, mask, gate.rows(gy), *last, *outputs)))
+    found: dict[str, Tensor | None] = {}
+    for name, x in parts.items():
+        if x is not None:
+            x = (
+                x.unflatten(3, (groups, -1)).sum(4)
+                if name in _KEYS
+                else x.sum(2)
+                if name == "speed"
+                else x.sum(0)
+                if name in _PARAMETERS
+                else x
+            )
+            x = (_back(x, layout) if name in _TURNED else x).to(tensors[name].dtype)
+        found[name] = x
+    return found
 
 
 @op.implementation("native", _refuse)
 def native(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor | None) -> tuple[Tensor, ...]:
     """y (B, L, H, P) or o (B, L, R, H, P), and the last angle, S, k and v."""
-    return recomputed(_forward, portable, tensors, {"reset": reset, "mask": mask, "layout": layout})
+    return recomputed(_forward, portable, tensors, {"reset": reset, "mask": mask, "layout": layout}, _backward)
