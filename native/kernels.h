@@ -135,6 +135,13 @@ struct Mesa {
     View y, G_last, S_last;
 };
 
+struct MesaGrad {
+    Mesa forward;
+    View gy, gG_last, gS_last;  // those of the last matrices may be absent
+    View gq, gk, gv, gbeta, gdecay, gridge, gG, gS;
+    View part_ridge;  // temporary (B, H, K)
+};
+
 struct Slstm {
     int threads;
     int64_t batch, length, heads, cells;
@@ -221,6 +228,7 @@ struct Kernels {
     void (*mamba3)(const Mamba3&);
     void (*log_linear)(const LogLinear&);
     void (*mesa)(const Mesa&);
+    void (*mesa_backward)(const MesaGrad&);
     void (*slstm)(const Slstm&);
     void (*slstm_backward)(const SlstmGrad&);
     void (*diagonal_scan)(const DiagonalScan&);

@@ -336,6 +336,13 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.mesa(a);
     });
+    m.def("mesa_backward", [](int threads, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask,
+                              V gy, V gG_last, V gS_last, V gq, V gk, V gv, V gbeta, V gdecay, V gridge, V gG, V gS, V part_ridge) {
+        const statescan::MesaGrad a{mesa(threads, iterations, s, q, k, v, beta, decay, ridge, G, S, reset, mask, {}, {}, {}),
+                                    gy, gG_last, gS_last, gq, gk, gv, gbeta, gdecay, gridge, gG, gS, part_ridge};
+        NOGIL;
+        kernels.mesa_backward(a);
+    });
     m.def("slstm", [](int threads, nb::tuple s, V gates, V R, V state, V reset, V mask, V y, V last, V raw, V chunks) {
         const auto a = slstm(threads, s, gates, R, state, reset, mask, y, last, raw, chunks);
         NOGIL;

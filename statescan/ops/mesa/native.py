@@ -1,9 +1,12 @@
 """The mesa layer in C++: conjugate gradients for twelve positions side by side, with the block and the matrices before it in the cache.
 
-There is no backward kernel: nothing is saved but the inputs, and the backward pass runs ``portable`` again.
+Nothing is saved but the inputs. The backward kernel makes the matrices before each block again, and solves for x and for its gradient; a
+second derivative runs ``portable`` again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +49,30 @@ def _forward(
     return y, G_last, S_last
 
 
+def _backward(
+    cotangents: Sequence[Tensor | None], q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, ridge: Tensor, G: Tensor,
+    S: Tensor, iterations: int, reset: Tensor | None, mask: Tensor | None,
+) -> dict[str, Tensor | None]:  # fmt: skip
+    assert gate.module is not None
+    batch, length, heads, keys = q.shape
+    width = v.shape[-1]
+    gy, gG_last, gS_last = (gate.rows_or_none(x) for x in cotangents)
+    if gy is None:
+        gy = torch.zeros(v.shape, dtype=v.dtype)
+    found = {name: gate.like(x) for name, x in (("q", q), ("k", k), ("v", v), ("beta", beta), ("log_decay", log_decay))}
+    g_ridge, part = torch.zeros(ridge.shape), torch.empty(batch, heads, keys)
+    found |= {"ridge": g_ridge, "G": gate.like(G), "S": gate.like(S)}
+    q, k, v, wide, G, S = (gate.rows(x) for x in (q, k, v, ridge.float(), G, S))
+    if batch:
+        gate.module.mesa_backward(
+            gate.threads(40 * q.numel() * keys), iterations, (batch, length, heads, keys, width), view(q), view(k), view(v), view(beta),
+            view(log_decay), view(wide), view(G), view(S), view(reset), view(mask), view(gy), view(gG_last), view(gS_last),
+            *map(view, found.values()), view(part),
+        )  # fmt: skip
+    return found | {"ridge": g_ridge.to(ridge.dtype)}
+
+
 @op.implementation("native", _refuse)
 def native(iterations: int, reset: Tensor | None, mask: Tensor | None, **tensors: Tensor) -> tuple[Tensor, ...]:
     """y (B, L, H, V) and the last G and S."""
-    return recomputed(_forward, portable, tensors, {"iterations": iterations, "reset": reset, "mask": mask})
+    return recomputed(_forward, portable, tensors, {"iterations": iterations, "reset": reset, "mask": mask}, _backward)
