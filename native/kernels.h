@@ -133,6 +133,7 @@ struct Mesa {
     View q, k, v, beta, decay, ridge, G, S;  // (B, L, H, K), twice; (B, L, H, V); (B, L, H), twice; (H, K); (B, H, K, K); (B, H, K, V)
     Line line;
     View y, G_last, S_last;
+    View x;  // (B, L, H, K): the solutions, for the backward; may be absent
 };
 
 struct MesaGrad {

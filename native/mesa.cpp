@@ -7,12 +7,12 @@ namespace {
 
 struct Tile : MesaHead {
     int64_t place[kBlock];
-    float *x, *y;  // (kBeside, ks), (kBeside, vs)
+    float *q, *x, *y;  // (kBeside, ks) twice, (kBeside, vs)
 
-    static int64_t bytes(const Mesa& a) { return MesaHead::bytes(a) + 4 * kBeside * (padded(a.keys) + padded(a.width)) + 64 * 2; }
+    static int64_t bytes(const Mesa& a) { return MesaHead::bytes(a) + 4 * kBeside * (2 * padded(a.keys) + padded(a.width)) + 64 * 3; }
     Tile(const Mesa& a, int64_t index, Arena arena) : MesaHead(a, index, arena) {
         at = place;
-        x = arena.floats(kBeside * ks), y = arena.floats(kBeside * vs);
+        q = arena.floats(kBeside * ks), x = arena.floats(kBeside * ks), y = arena.floats(kBeside * vs);
     }
 
     void store_state() const {
@@ -24,10 +24,13 @@ struct Tile : MesaHead {
 
     void block(int64_t n) {
         load_writes(n);
-        load_queries(n);
+        load_matrix(n);
+        touch_rows(a.q, b, at[0], at[n - 1] + 1, head, a.keys);
         for (int64_t first = 0; first < n; first += kBeside) {
             const int64_t some = least(kBeside, n - first);
-            solve(first, some, q + first * ks, x);
+            for (int64_t i = 0; i < some; ++i) load_row(a.q.at(b, at[first + i], head), a.q.type, a.keys, q + i * ks);
+            solve(first, some, q, x);
+            for (int64_t i = 0; i < some && a.x; ++i) store_row(a.x.at(b, at[first + i], head), kFloat, a.keys, x + i * ks);
             meet(first, some, x);
             zero(y, some * vs);
             multiply(Shape::full, some, vp, first + some, met, kLine, 1, v, vs, y, vs);

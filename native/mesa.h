@@ -21,7 +21,7 @@ struct MesaHead {
     const Mesa& a;
     int64_t b, head, kp, vp, ks, vs;  // kp, vp: whole vectors; ks, vs: floats of a row
     const int64_t* at = nullptr;      // positions of the block
-    float *q, *k, *put, *kt;          // (rows, ks) three times, (kp, kLine)
+    float *k, *put, *kt;              // (rows, ks) twice, (kp, kLine)
     float *within, *met;              // (rows, kLine): decay from a write, times its strength; (kBeside, kLine)
     float* v;                         // (rows, vs)
     float *r, *p, *t, *image;         // (kBeside, ks)
@@ -31,11 +31,11 @@ struct MesaHead {
 
     static int64_t bytes(const Mesa& a) {
         const int64_t kp = ceil_to(a.keys, W), ks = padded(a.keys), vs = padded(a.width);
-        return 4 * ((3 * kBlock + 4 * kBeside + 2 * a.keys + 1) * ks + (kp + kBlock + kBeside + 5) * kLine + (kBlock + a.keys) * vs) + 64 * 19;
+        return 4 * ((2 * kBlock + 4 * kBeside + 2 * a.keys + 1) * ks + (kp + kBlock + kBeside + 5) * kLine + (kBlock + a.keys) * vs) + 64 * 18;
     }
     MesaHead(const Mesa& a, int64_t index, Arena& arena) : a(a), b(index / a.heads), head(index % a.heads) {
         kp = ceil_to(a.keys, W), vp = ceil_to(a.width, W), ks = padded(a.keys), vs = padded(a.width);
-        q = arena.floats(kBlock * ks), k = arena.floats(kBlock * ks), put = arena.floats(kBlock * ks), kt = arena.floats(kp * kLine);
+        k = arena.floats(kBlock * ks), put = arena.floats(kBlock * ks), kt = arena.floats(kp * kLine);
         within = arena.floats(kBlock * kLine), met = arena.floats(kBeside * kLine);
         v = arena.floats(kBlock * vs);
         float **const solved[] = {&r, &p, &t, &image}, **const line[] = {&decay, &beta, &entry, &left, &row};
@@ -91,13 +91,11 @@ struct MesaHead {
         for (int64_t i = 0; i < n; ++i) scale_row(k + i * ks, left[i] * beta[i], kp, put + i * ks);
     }
 
-    // Queries, and what a product with the matrix of a position needs.
-    void load_queries(int64_t n) {
+    // What a product with the matrix of a position needs.
+    void load_matrix(int64_t n) {
         const int64_t columns = ceil_to(n, W);
-        touch_rows(a.q, b, at[0], at[n - 1] + 1, head, a.keys);
         zero(row, kLine);
         for (int64_t i = 0; i < n; ++i) {
-            load_row(a.q.at(b, at[i], head), a.q.type, a.keys, q + i * ks);
             decay_further(row, decay[i], columns);
             row[i] = 1;
             for (int64_t j = 0; j < columns; j += W) store(within + i * kLine + j, load(row + j) * load(beta + j));

@@ -1,5 +1,5 @@
-// Gradients of the mesa layer. A first pass over time keeps the matrices before each block; then block by block from the end. With
-// y_t = S_t^T x_t and A_t = G_t + Diag(ridge), A_t x_t = q_t, the solution for the negative cotangent of x,
+// Gradients of the mesa layer. A first pass over time keeps the matrices before each block; then block by block from the end. The forward kept its
+// solutions x. With y_t = S_t^T x_t and A_t = G_t + Diag(ridge), A_t x_t = q_t, the solution for the negative cotangent of x,
 //     A_t h_t = -S_t gy_t,
 // is the negative gradient of q, and A_t has the gradient h_t x_t^T. What is left are two linear attentions with the same decays, queries x and
 // keys: one has the values v and the cotangents gy, the other the values k and the cotangents h. Between a write j and a position i of a block
@@ -91,7 +91,11 @@ void Grad::forward() {
 void Grad::solve_all(int64_t n) {
     const int64_t columns = ceil_to(n, W);
     touch_rows(g.gy, b, at[0], at[n - 1] + 1, head, a.width);
-    for (int64_t i = 0; i < n; ++i) load_row(g.gy.at(b, at[i], head), g.gy.type, a.width, gy + i * vs);
+    touch_rows(a.x, b, at[0], at[n - 1] + 1, head, a.keys);
+    for (int64_t i = 0; i < n; ++i) {
+        load_row(g.gy.at(b, at[i], head), g.gy.type, a.width, gy + i * vs);
+        load_row(a.x.at(b, at[i], head), kFloat, a.keys, x + i * ks);
+    }
     zero(vt, vp * kLine);
     transpose(v, n, vp, vs, vt, kLine);
     zero(E, n * kLine);
@@ -107,11 +111,7 @@ void Grad::solve_all(int64_t n) {
         scale_row(from + i * ks, -entry[i], kp, right + i * ks);
     }
     multiply(Shape::lower, n, kp, n, M, kLine, 1, k, ks, right, ks);
-    for (int64_t first = 0; first < n; first += kBeside) {
-        const int64_t some = least(kBeside, n - first);
-        solve(first, some, q + first * ks, x + first * ks);
-        solve(first, some, right + first * ks, h + first * ks);
-    }
+    for (int64_t first = 0; first < n; first += kBeside) solve(first, least(kBeside, n - first), right + first * ks, h + first * ks);
 }
 
 // M; E, times the decay; within: what the decays between a write and a position scale.
@@ -232,7 +232,7 @@ void Grad::backward(const Span& o) {
         any = o.slot >= 0;
         if (any) G = kept + o.slot * matrices(a), S = G + a.keys * ks;
         load_writes(n);
-        load_queries(n);
+        load_matrix(n);
         solve_all(n);
         meet_all(n);
         through_matrices(n);

@@ -330,6 +330,7 @@ void mesa_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t 
     a.beta = c.in({B, L, H}, type, 0, 1), a.decay = c.in({B, L, H}, type, -4, 0), a.ridge = c.in({H, K}, kFloat, 1, 2);
     a.G = c.in({B, H, K, K}, kFloat, 0, 0.01f), a.S = c.in({B, H, K, V});
     a.y = c.out({B, L, H, V}, type), a.G_last = c.out({B, H, K, K}), a.S_last = c.out({B, H, K, V});
+    a.x = c.out({B, L, H, K});
     if (timeline) {
         const View* const inputs[] = {&a.q, &a.k, &a.v, &a.beta, &a.decay};
         const int64_t row[] = {H * K, H * K, H * V, H, H};
