@@ -19,7 +19,7 @@ from statescan.ops.native_gate import view
 from statescan.ops.recomputed import recomputed
 
 MAX_STATE = 1 << 19
-"""Numbers of either matrix of a head, which a thread holds."""
+"""Numbers of either matrix of a head, which a thread holds; in the backward pass once more every 64 positions."""
 
 
 def _refuse(
