@@ -143,6 +143,14 @@ struct Mesa {
     View q, k, v, beta, decay, ridge, G, S;  // (B, L, H, K), twice; (B, L, H, V); (B, L, H), twice; (H, K); (B, H, K, K); (B, H, K, V)
     Line line;
     View y, G_last, S_last;
+    View x;  // (B, L, H, K): the solutions, for the backward; may be absent
+};
+
+struct MesaGrad {
+    Mesa forward;
+    View gy, gG_last, gS_last;  // those of the last matrices may be absent
+    View gq, gk, gv, gbeta, gdecay, gridge, gG, gS;
+    View part_ridge;  // temporary (B, H, K)
 };
 
 struct Slstm {
@@ -232,6 +240,7 @@ struct Kernels {
     void (*mamba3_backward)(const Mamba3Grad&);
     void (*log_linear)(const LogLinear&);
     void (*mesa)(const Mesa&);
+    void (*mesa_backward)(const MesaGrad&);
     void (*slstm)(const Slstm&);
     void (*slstm_backward)(const SlstmGrad&);
     void (*diagonal_scan)(const DiagonalScan&);

@@ -114,9 +114,9 @@ statescan::LogLinear log_linear(int threads, float scale, nb::tuple s, View q, V
 }
 
 statescan::Mesa mesa(int threads, int64_t iterations, nb::tuple s, View q, View k, View v, View beta, View decay, View ridge, View G, View S,
-                     View reset, View mask, View y, View G_last, View S_last) {
+                     View reset, View mask, View y, View G_last, View S_last, View x) {
     return {threads, iterations, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), q, k, v, beta, decay, ridge, G, S,
-            line(reset, mask, {}, 1), y, G_last, S_last};
+            line(reset, mask, {}, 1), y, G_last, S_last, x};
 }
 
 statescan::Slstm slstm(int threads, nb::tuple s, View gates, View R, View state, View reset, View mask, View y, View last, View raw,
@@ -351,10 +351,17 @@ NB_MODULE(_native, m) {
         kernels.log_linear(a);
     });
     m.def("mesa", [](int threads, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask, V y,
-                     V G_last, V S_last) {
-        const auto a = mesa(threads, iterations, s, q, k, v, beta, decay, ridge, G, S, reset, mask, y, G_last, S_last);
+                     V G_last, V S_last, V x) {
+        const auto a = mesa(threads, iterations, s, q, k, v, beta, decay, ridge, G, S, reset, mask, y, G_last, S_last, x);
         NOGIL;
         kernels.mesa(a);
+    });
+    m.def("mesa_backward", [](int threads, int64_t iterations, nb::tuple s, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask,
+                              V x, V gy, V gG_last, V gS_last, V gq, V gk, V gv, V gbeta, V gdecay, V gridge, V gG, V gS, V part_ridge) {
+        const statescan::MesaGrad a{mesa(threads, iterations, s, {}, k, v, beta, decay, ridge, G, S, reset, mask, {}, {}, {}, x),
+                                    gy, gG_last, gS_last, gq, gk, gv, gbeta, gdecay, gridge, gG, gS, part_ridge};
+        NOGIL;
+        kernels.mesa_backward(a);
     });
     m.def("slstm", [](int threads, nb::tuple s, V gates, V R, V state, V reset, V mask, V y, V last, V raw, V chunks) {
         const auto a = slstm(threads, s, gates, R, state, reset, mask, y, last, raw, chunks);
@@ -435,7 +442,7 @@ NB_MODULE(_native, m) {
             p.log_linear(log_linear(1, scale, s, q, k, v, weight, decay, beta, state, before, {}, {}, y, state));
         })
         .def("mesa", [](Program& p, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V y) {
-            p.mesa(mesa(1, iterations, s, q, k, v, beta, decay, ridge, G, S, {}, {}, y, G, S));
+            p.mesa(mesa(1, iterations, s, q, k, v, beta, decay, ridge, G, S, {}, {}, y, G, S, {}));
         })
         .def("gated_norm", [](Program& p, int64_t source, int64_t gate, int64_t target, int64_t width, int64_t groups, V weight, float eps,
                               bool gate_last) {

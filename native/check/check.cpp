@@ -1,6 +1,6 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
-//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3*.cpp native/log_linear.cpp native/mesa.cpp native/causal_conv1d.cpp \
+//         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3*.cpp native/log_linear*.cpp native/mesa*.cpp native/causal_conv1d.cpp \
 //         native/diagonal_scan.cpp native/product.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
@@ -345,6 +345,7 @@ void mesa_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t 
     a.beta = c.in({B, L, H}, type, 0, 1), a.decay = c.in({B, L, H}, type, -4, 0), a.ridge = c.in({H, K}, kFloat, 1, 2);
     a.G = c.in({B, H, K, K}, kFloat, 0, 0.01f), a.S = c.in({B, H, K, V});
     a.y = c.out({B, L, H, V}, type), a.G_last = c.out({B, H, K, K}), a.S_last = c.out({B, H, K, V});
+    a.x = c.out({B, L, H, K});
     if (timeline) {
         const View* const inputs[] = {&a.q, &a.k, &a.v, &a.beta, &a.decay};
         const int64_t row[] = {H * K, H * K, H * V, H, H};
@@ -352,6 +353,15 @@ void mesa_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t 
     }
     c.run([&](int threads) { a.threads = threads, kernels.mesa(a); });
     finite(a.y, B * L * H * V), finite(a.G_last, B * H * K * K), finite(a.S_last, B * H * K * V);
+    keep(c);
+    MesaGrad g{};
+    g.gy = c.in({B, L, H, V}, type), g.gG_last = timeline ? View{} : c.in({B, H, K, K}), g.gS_last = c.in({B, H, K, V});
+    g.gq = c.out({B, L, H, K}, type), g.gk = c.out({B, L, H, K}, type), g.gv = c.out({B, L, H, V}, type), g.gbeta = c.out({B, L, H}, type);
+    g.gdecay = c.out({B, L, H}, type), g.gridge = c.out({H, K}), g.gG = c.out({B, H, K, K}), g.gS = c.out({B, H, K, V});
+    g.part_ridge = c.out({B, H, K});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.mesa_backward(g); });
+    finite(g.gq, B * L * H * K), finite(g.gk, B * L * H * K), finite(g.gv, B * L * H * V), finite(g.gbeta, B * L * H);
+    finite(g.gdecay, B * L * H), finite(g.gridge, H * K), finite(g.gG, B * H * K * K), finite(g.gS, B * H * K * V);
 }
 
 void slstm_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t P, bool timeline, int32_t type) {

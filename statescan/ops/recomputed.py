@@ -1,4 +1,4 @@
-"""A kernel that saves nothing but its inputs: its backward is another kernel, or else a differentiable form that runs again."""
+"""A kernel that saves little but its inputs: its backward is another kernel, or else a differentiable form that runs again."""
 
 from __future__ import annotations
 
@@ -17,33 +17,41 @@ def recomputed(
     tensors: Mapping[str, Any],
     rest: Mapping[str, Any],
     backward: Callable[..., Mapping[str, Tensor | None]] | None = None,
+    kept: int = 0,
 ) -> tuple[Tensor, ...]:
     """``kernel(**tensors, **rest)``. Its derivative by the tensors is that of ``again``, which takes the same.
 
     ``backward(cotangents, **tensors, **rest)`` gives the gradients by name, for cotangents that may be None; ``again`` is left for second
-    derivatives.
+    derivatives. The last ``kept`` outputs of the kernel are for ``backward`` alone, which takes them as ``kept=``; only where a gradient is
+    asked for may there be any.
     """
     if not gate.needs_gradient(*tensors.values()):
         return kernel(**tensors, **rest)
-    return _Recomputed.apply(kernel, again, backward, tuple(tensors), rest, *tensors.values())  # type: ignore[no-any-return]
+    return _Recomputed.apply(kernel, again, backward, kept, tuple(tensors), rest, *tensors.values())  # type: ignore[no-any-return]
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Any, again: Any, backward: Any, names: tuple[str, ...], rest: Any, *tensors: Tensor | None) -> Any:
-        ctx.save_for_backward(*tensors)
+    def forward(
+        ctx: Any, kernel: Any, again: Any, backward: Any, kept: int, names: tuple[str, ...], rest: Any, *tensors: Tensor | None
+    ) -> Any:
+        outputs = kernel(**dict(zip(names, tensors, strict=True)), **rest)
+        given = len(outputs) - kept
+        ctx.save_for_backward(*tensors, *outputs[given:])
         ctx.set_materialize_grads(False)
         ctx.again, ctx.kernel, ctx.names, ctx.rest = again, backward, names, rest
-        return kernel(**dict(zip(names, tensors, strict=True)), **rest)
+        return outputs[:given]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:  # type: ignore[override]
         twice = torch.is_grad_enabled()  # a second derivative will follow
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[5:]) if needed]
-        given = list(ctx.saved_tensors)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[6:]) if needed]
+        saved = ctx.saved_tensors  # once: checkpointing unpacks them a single time
+        given, kept = list(saved[: len(ctx.names)]), saved[len(ctx.names) :]
         if ctx.kernel is not None and not twice:
-            found = ctx.kernel(cotangents, **dict(zip(ctx.names, given, strict=True)), **ctx.rest)
-            return None, None, None, None, None, *(found[name] if i in wanted else None for i, name in enumerate(ctx.names))
+            more = {"kept": kept} if kept else {}
+            found = ctx.kernel(cotangents, **dict(zip(ctx.names, given, strict=True)), **more, **ctx.rest)
+            return None, None, None, None, None, None, *(found[name] if i in wanted else None for i, name in enumerate(ctx.names))
         with torch.enable_grad():
             for i in wanted:  # leaves of their own: one input may be made from another
                 given[i] = given[i].view_as(given[i]) if twice else given[i].detach().requires_grad_()
@@ -54,4 +62,4 @@ class _Recomputed(torch.autograd.Function):
             [outputs[i] for i in moving], [given[i] for i in wanted], [cotangents[i] for i in moving], create_graph=twice, allow_unused=True
         )
         gradients = dict(zip(wanted, found, strict=True))
-        return None, None, None, None, None, *(gradients.get(i) for i in range(len(given)))
+        return None, None, None, None, None, None, *(gradients.get(i) for i in range(len(given)))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from statescan import ops
+from statescan.ops import native_gate as gate
 from statescan.ops.case import Case
 from statescan.ops.dispatch import implementation
 from statescan.ops.mesa.cases import make
@@ -82,6 +83,44 @@ def test_a_full_size_head_in_float32() -> None:
     with implementation("portable"):
         y = ops.mesa(**given)
     assert (y - exact).abs().max() < 1e-3 * exact.abs().max()
+
+
+@pytest.mark.native
+@pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))
+@pytest.mark.parametrize("asked", [("y", "G", "S"), ("y",), ("G",), ("S",)], ids="-".join)
+@pytest.mark.parametrize("strength", [0.01, 8.0, 200.0])
+@pytest.mark.parametrize("reset", ["none", "few", "behind"])
+def test_native_gradients_over_several_blocks(asked: tuple[str, ...], strength: float, reset: str) -> None:
+    """By name, from every output alone: states that are not symmetric, decays that leave nothing, a reset inside a block or behind all."""
+    torch.manual_seed(3)
+    given = make(Case("blocks", {"B": 2, "L": 150, "H": 2, "P": 9, "N": 18}, ("state",)), torch.float64)
+    state = dict(zip("GS", given.pop("state"), strict=True))
+    state["G"] = state["G"] + 0.2 * (torch.randn(2, 2, 18, 18) - torch.randn(2, 2, 18, 18)).double()
+    given["log_decay"] = strength * given["log_decay"]
+    mask, begins = torch.rand(2, 150) > 0.1, torch.zeros(2, 150, dtype=torch.bool)
+    if reset == "few":
+        begins[0, [40, 100]] = begins[1, 75] = True
+    if reset == "behind":
+        mask[:, 145:], begins[:, 147] = False, True
+    line = Timeline(begins, mask)
+    cotangents = [torch.randn(2, 150, 2, 9), torch.randn(2, 2, 18, 18), torch.randn(2, 2, 18, 9)]
+    inputs = {key: given[key] for key in ("q", "k", "v", "beta", "log_decay", "ridge")} | state
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, dtype in (("reference", torch.float64), ("native", torch.float32)):
+        leaves = {key: value.to(dtype).clone() for key, value in inputs.items()}
+        for key in ("q", "k", "v", "beta", "log_decay") if name == "native" else ():
+            leaves[key][~mask] = float("nan")
+        leaves = {key: value.requires_grad_() for key, value in leaves.items()}
+        arguments = {key: value for key, value in leaves.items() if key not in "GS"}
+        with implementation(name):
+            y, last = ops.mesa(**arguments, state=(leaves["G"], leaves["S"]), timeline=line, return_state=True)
+        outputs = {"y": y, "G": last[0], "S": last[1]}
+        loss = sum((outputs[key] * c.to(dtype)).sum() for key, c in zip(outputs, cotangents, strict=True) if key in asked)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)  # type: ignore[arg-type]
+        found[name] = dict(zip(leaves, gradients, strict=True))
+    for key, expected in found["reference"].items():
+        error = (found["native"][key] - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        assert error < 1e-5, (key, float(error))
 
 
 def test_mistakes_are_named() -> None:

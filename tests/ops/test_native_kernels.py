@@ -67,6 +67,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "log-linear delta wide": ("log_linear", lambda: cases.log_linear_inputs(1, 66, 1, 1, 64, 64, 8, True), {}),
     "mesa one of all": ("mesa", lambda: cases.mesa_inputs(1, 1, 1, 1, 1), {}),
     "mesa L70": ("mesa", lambda: cases.mesa_inputs(2, 70, 2, 18, 9), {}),
+    "mesa four blocks": ("mesa", lambda: cases.mesa_inputs(1, 200, 2, 33, 20), {}),
     "mesa wide": ("mesa", lambda: cases.mesa_inputs(1, 14, 1, 64, 70), {}),
     "diagonal one row": ("diagonal_scan", lambda: cases.diagonal_inputs((2, 30, 9), (1, 30, 9), C, C), {}),
 }
