@@ -35,7 +35,7 @@ struct Line {  // the timeline; an absent interval tensor means the number
 
 constexpr int64_t kChunk = 64;    // positions between two saved states, in every op
 constexpr int64_t kTile = 64;     // channels a tile
-constexpr int64_t kHeads = 4;     // heads a tile of ssd
+constexpr int64_t kHeads = 4;     // heads a tile of ssd and log_linear
 constexpr int64_t kTogether = 4;  // rows of the batch a tile of slstm
 
 struct SelectiveScan {
@@ -135,6 +135,13 @@ struct LogLinear {
     const int64_t* before;                     // (B,): positions before the call in each row's document
     Line line;
     View y, last;
+};
+
+struct LogLinearGrad {
+    LogLinear forward;
+    View gy, glast;  // glast may be absent
+    View gq, gk, gv, gweight, gdecay, gbeta, gstate;  // gbeta is absent where beta is; gstate may be
+    View part_q, part_k;                              // temporaries (tiles, L, K), absent where a tile has all heads of a group
 };
 
 struct Mesa {
@@ -239,6 +246,7 @@ struct Kernels {
     void (*mamba3)(const Mamba3&);
     void (*mamba3_backward)(const Mamba3Grad&);
     void (*log_linear)(const LogLinear&);
+    void (*log_linear_backward)(const LogLinearGrad&);
     void (*mesa)(const Mesa&);
     void (*mesa_backward)(const MesaGrad&);
     void (*slstm)(const Slstm&);

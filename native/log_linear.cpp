@@ -2,60 +2,23 @@
 // sees of its own block are matrices of scores, weighed by the level of each pair; what lies before the block stands on few levels, for
 // at its beginning all lower ones come to stand on one. Levels are taken apart again only behind the last position. With the delta rule a block
 // is one linear map for all levels (docs/decisions/0006): U = (I + O)^-1 ..., O the overlaps of each write with those before it.
-#include "decay_block.h"
+#include "log_linear.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
-constexpr int64_t kBits = 6;
-constexpr int64_t kShare = 4;  // heads a tile, where they share queries and keys
-
-// The level on which position a < b stands for b.
-int64_t level_of(int64_t a, int64_t b, int64_t levels) { return a == b ? 0 : least(64 - __builtin_clzll(static_cast<uint64_t>(a ^ b)), levels - 1); }
-
-int64_t share(const LogLinear& a) { return least(kShare, a.heads / a.groups); }
-int64_t tiles_a_group(const LogLinear& a) { return (a.heads / a.groups + share(a) - 1) / share(a); }
-
-struct Rows {
-    int64_t at[kBlock];
-    int64_t count, place;  // of the first, in its document
-    bool last, dropped;    // nothing exists behind it; a reset follows
-};
-
-struct Tile {
-    const LogLinear& a;
-    int64_t b, group, first, heads;                   // heads [first, first + heads)
-    int64_t kp, ks, vs, size;                         // floats of a key; of its row; of a row of values; of a state
-    float *q, *k, *kt, *met, *overlap;                // of the block: (rows, ks) twice, (kp, kLine), (rows, kLine) twice
-    float *scores, *weighed, *chain, *inverse;        // of a head: (rows, kLine)
-    float *reads, *arriving, *writes, *removed, *some;  // (rows, ks)
-    float *v, *y, *z;                                 // (rows, vs)
-    float *weight, *decay, *entry, *left, *beta, *row, *states;
-    bool full[kShare][64];                            // levels that hold anything
+struct Tile : HeadBlock {
+    float *some, *y, *z;    // (rows, ks), (rows, vs) twice
+    float* states;
+    bool full[kHeads][64];  // levels that hold anything
 
     static int64_t bytes(const LogLinear& a) {
-        const int64_t kp = ceil_to(a.keys, W), ks = padded(a.keys), vs = padded(a.width);
-        return 4 * (7 * kBlock * ks + kp * kLine + 6 * kBlock * kLine + 3 * kBlock * vs + kBlock * ceil_to(a.levels, W) + 6 * kLine +
-                    share(a) * a.levels * a.keys * vs) + 64 * 30;
+        const int64_t ks = padded(a.keys), vs = padded(a.width);
+        return HeadBlock::bytes(a) + 4 * (kBlock * ks + 2 * kBlock * vs + share(a) * a.levels * a.keys * vs) + 64 * 4;
     }
-    Tile(const LogLinear& a, int64_t index, char* scratch) : a(a) {
-        const int64_t members = a.heads / a.groups;
-        b = index / tiles_a_group(a) / a.groups;
-        group = index / tiles_a_group(a) % a.groups;
-        const int64_t from = index % tiles_a_group(a) * share(a);
-        first = group * members + from;
-        heads = least(share(a), members - from);
-        kp = ceil_to(a.keys, W), ks = padded(a.keys), vs = padded(a.width), size = a.keys * vs;
-        Arena arena{scratch};
-        float **const by_key[] = {&q, &k, &reads, &arriving, &writes, &removed, &some}, **const by_value[] = {&v, &y, &z},
-               **const by_row[] = {&met, &overlap, &scores, &weighed, &chain, &inverse}, **const line[] = {&decay, &entry, &left, &beta, &row};
-        for (float** m : by_key) *m = arena.floats(kBlock * ks);
-        for (float** m : by_row) *m = arena.floats(kBlock * kLine);
-        for (float** m : by_value) *m = arena.floats(kBlock * vs);
-        for (float** m : line) *m = arena.floats(kLine);
-        kt = arena.floats(kp * kLine);
-        weight = arena.floats(kBlock * ceil_to(a.levels, W));
+    Tile(const LogLinear& a, int64_t index, Arena arena) : HeadBlock(a, index, arena) {
+        some = arena.floats(kBlock * ks), y = arena.floats(kBlock * vs), z = arena.floats(kBlock * vs);
         states = arena.floats(share(a) * a.levels * size);
     }
 
@@ -97,128 +60,35 @@ struct Tile {
     }
     void clear() { memset(full, 0, sizeof full); }
 
-    void products(const Rows& o);
-    void factors(const Rows& o, int64_t head);
-    void solve(int64_t n, int64_t columns, int64_t stride, float* x) const;
-    void delta(int64_t n);
     void weigh(const Rows& o);
     void head(const Rows& o, int64_t h);
 };
 
-// What all heads of the tile share: queries and keys, and how they meet.
-void Tile::products(const Rows& o) {
-    const int64_t n = o.count;
-    touch_rows(a.q, b, o.at[0], o.at[n - 1] + 1, group, a.keys);
-    touch_rows(a.k, b, o.at[0], o.at[n - 1] + 1, group, a.keys);
-    for (int64_t i = 0; i < n; ++i) {
-        load_row(a.q.at(b, o.at[i], group), a.q.type, a.keys, q + i * ks);
-        scale_row(q + i * ks, a.scale, kp, q + i * ks);
-        load_row(a.k.at(b, o.at[i], group), a.k.type, a.keys, k + i * ks);
-    }
-    zero(kt, kp * kLine);
-    transpose(k, n, kp, ks, kt, kLine);
-    const int64_t columns = ceil_to(n, W);
-    zero(met, kBlock * kLine);
-    multiply(Shape::out_lower, n, columns, kp, q, ks, 1, kt, kLine, met, kLine);
-    if (!a.beta) return;
-    zero(overlap, kBlock * kLine);
-    multiply(Shape::out_lower, n, columns, kp, k, ks, 1, kt, kLine, overlap, kLine);
-}
-
-// Decays, strengths and weights of a head's rows; scores, and (with the delta rule) the chain -O of what a write takes of the ones before it.
-void Tile::factors(const Rows& o, int64_t head) {
-    const int64_t n = o.count, columns = ceil_to(n, W);
-    touch_rows(a.weight, b, o.at[0], o.at[n - 1] + 1, head, a.levels);
-    zero(decay, kLine), zero(beta, kLine), zero(row, kLine);
-    for (int64_t i = 0; i < n; ++i) {
-        decay[i] = number(a.decay, b, o.at[i], head);
-        beta[i] = a.beta ? number(a.beta, b, o.at[i], head) : 1;
-        load_row(a.weight.at(b, o.at[i], head), a.weight.type, a.levels, weight + i * ceil_to(a.levels, W));
-    }
-    block_decays(n, decay, entry, left);
-    for (int64_t i = 0; i < n; ++i) {  // row: the decay from each write before to here
-        decay_further(row, decay[i], columns);
-        for (int64_t j = 0; j < columns && a.beta; j += W)
-            store(chain + i * kLine + j, load(overlap + i * kLine + j) * load(row + j) * -beta[i]);
-        row[i] = 1;
-        for (int64_t j = 0; j < columns; j += W) store(scores + i * kLine + j, load(met + i * kLine + j) * load(row + j));
-    }
-}
-
-// x (n, columns) <- (I + O)^-1 x, six rows at a time.
-void Tile::solve(int64_t n, int64_t columns, int64_t stride, float* x) const {
-    for (int64_t m = 0; m < n; m += 6) {
-        const int64_t have = least(6, n - m);
-        multiply(Shape::full, have, columns, m, chain + m * kLine, kLine, 1, x, stride, x + m * stride, stride);
-        for (int64_t i = m + 1; i < m + have; ++i)
-            for (int64_t j = m; j < i; ++j) {
-                const float by = chain[i * kLine + j];
-                for (int64_t c = 0; c < columns; c += W) store(x + i * stride + c, load(x + i * stride + c) + load(x + j * stride + c) * by);
-            }
-    }
-}
-
-// Scores of values, reads of the state before, keys of values in the state behind, and what the block takes of a state (negative).
-void Tile::delta(int64_t n) {
-    const int64_t columns = ceil_to(n, W);
-    zero(inverse, kBlock * kLine);
-    for (int64_t i = 0; i < n; ++i) {
-        inverse[i * kLine + i] = 1;
-        scale_row(k + i * ks, -beta[i] * entry[i], kp, removed + i * ks);
-    }
-    solve(n, columns, kLine, inverse);
-    solve(n, kp, ks, removed);
-    for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < columns; j += W) store(inverse + i * kLine + j, load(inverse + i * kLine + j) * load(beta + j));
-    multiply(Shape::lower, n, kp, n, scores, kLine, 1, removed, ks, reads, ks);
-    zero(weighed, kBlock * kLine);
-    multiply(Shape::lower, n, columns, n, scores, kLine, 1, inverse, kLine, weighed, kLine);
-    zero(writes, n * ks);
-    multiply(Shape::upper, n, kp, n, inverse, 1, kLine, arriving, ks, writes, ks);
-}
-
-// Each pair's score times the weight of its level: those of one level stand side by side in a row.
+// Each pair's score times the weight of its level.
 void Tile::weigh(const Rows& o) {
-    const int64_t n = o.count, offset = o.place % kBlock, stride = ceil_to(a.levels, W);
     const float* from = a.beta ? weighed : scores;
-    for (int64_t i = 0; i < n; ++i) {
-        const float* lambda = weight + i * stride;
-        const int64_t here = i + offset;
-        zero(row, kLine);
-        row[i] = lambda[0];
-        for (int64_t l = 1; l <= kBits; ++l) {
-            if (!(here >> (l - 1) & 1)) continue;
-            const int64_t start = (here >> l << l) - offset, end = start + (int64_t{1} << (l - 1));
-            const float by = lambda[least(l, a.levels - 1)];
-            for (int64_t j = start > 0 ? start : 0; j < end; ++j) row[j] = by;
-        }
-        for (int64_t j = 0; j < ceil_to(n, W); j += W) store(weighed + i * kLine + j, load(from + i * kLine + j) * load(row + j));
+    for (int64_t i = 0; i < o.count; ++i) {
+        level_row(o, i, row);
+        for (int64_t j = 0; j < ceil_to(o.count, W); j += W) store(weighed + i * kLine + j, load(from + i * kLine + j) * load(row + j));
     }
 }
 
 void Tile::head(const Rows& o, int64_t h) {
-    const int64_t n = o.count, head = first + h, levels = a.levels, vp = ceil_to(a.width, W), stride = ceil_to(levels, W);
-    const int64_t before = o.place > 0 ? o.place - 1 : 0;
-    factors(o, head);
-    touch_rows(a.v, b, o.at[0], o.at[n - 1] + 1, head, a.width);
-    for (int64_t i = 0; i < n; ++i) {
-        load_row(a.v.at(b, o.at[i], head), a.v.type, a.width, v + i * vs);
-        scale_row(q + i * ks, entry[i], kp, reads + i * ks);
-        scale_row(k + i * ks, left[i], kp, arriving + i * ks);
-    }
-    if (a.beta) delta(n);
+    const int64_t n = o.count, head = first + h, levels = a.levels;
+    load_head(o, head);
+    load_rows(a.weight, o, head, levels, ms, weight);
+    decays_within(n, [&](int64_t i, const float* within) { scores_of(i, ceil_to(n, W), within); });
+    if (a.beta) solve_writes(n);
+    read(n);
     weigh(o);
     zero(y, n * vs);
     multiply(Shape::lower, n, vp, n, weighed, kLine, 1, v, vs, y, vs);
     if (o.place > 0)
-        for (int64_t l = 0, lowest = level_of(before, o.place, levels); l < lowest; ++l) move(h, l, lowest);
+        for (int64_t l = 0, lowest = level_of(o.before(), o.place, levels); l < lowest; ++l) move(h, l, lowest);
     for (int64_t l = 0; l < levels; ++l) {
         if (!full[h][l]) continue;
         float* s = state(h, l);
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t seen = level_of(before, o.place + i, levels);
-            scale_row(reads + i * ks, weight[i * stride + (seen > l ? seen : l)], kp, some + i * ks);
-        }
+        for (int64_t i = 0; i < n; ++i) scale_row(reads + i * ks, weight[i * ms + seen(o, i, l)], kp, some + i * ks);
         multiply(Shape::full, n, vp, a.keys, some, ks, 1, s, vs, y, vs);
         if (o.dropped) continue;
         if (a.beta) {
@@ -230,12 +100,12 @@ void Tile::head(const Rows& o, int64_t h) {
     }
     for (int64_t i = 0; i < n; ++i) store_row(a.y.at(b, o.at[i], head), a.y.type, a.width, y + i * vs);
     if (o.dropped) return;
-    const float* keys = a.beta ? writes : arriving;
+    const float* keys = keys_behind();
     if (!o.last) {  // the next block begins by moving it up
         multiply(Shape::full, a.keys, vp, n, keys, 1, ks, v, vs, target(h, least(kBits, levels - 1)), vs);
         return;
     }
-    const int64_t stop = o.place + n - 1, moved = level_of(before, stop, levels);
+    const int64_t stop = o.place + n - 1, moved = level_of(o.before(), stop, levels);
     for (int64_t l = 0; l < moved; ++l) move(h, l, moved);
     for (int64_t end = n; end > 0;) {
         const int64_t level = level_of(o.place + end - 1, stop, levels);
@@ -248,34 +118,20 @@ void Tile::head(const Rows& o, int64_t h) {
 
 void run(const void* context, int64_t index, char* scratch) {
     const LogLinear& a = *static_cast<const LogLinear*>(context);
-    Tile x(a, index, scratch);
+    Tile x(a, index, Arena{scratch});
     x.load_states();
+    Walk walk(a, x.b);
     Rows o;
-    int64_t place = a.before[x.b];
-    for (int64_t t = 0; t < a.length;) {
-        o.count = 0;
-        while (t < a.length) {
-            if (a.line.resets(x.b, t)) {
-                if (o.count > 0) break;
-                x.clear();
-                place = 0;
-            }
-            const int64_t here = t++;
-            if (!a.line.exists(x.b, here)) {
-                for (int64_t h = 0; h < x.heads; ++h)
-                    memset(a.y.at(x.b, here, x.first + h), 0, static_cast<size_t>(a.width * a.y.bytes()));
-                continue;
-            }
-            if (o.count == 0) o.place = place;
-            o.at[o.count++] = here;
-            if (++place % kBlock == 0) break;
-        }
-        if (o.count == 0) break;
-        int64_t next = t;
-        while (next < a.length && !a.line.resets(x.b, next) && !a.line.exists(x.b, next)) ++next;
-        o.last = next == a.length;
-        o.dropped = !o.last && a.line.resets(x.b, next);
-        x.products(o);
+    int64_t at[kBlock];
+    auto nothing = [&](int64_t t) {
+        for (int64_t h = 0; h < x.heads; ++h) memset(a.y.at(x.b, t, x.first + h), 0, static_cast<size_t>(a.width * a.y.bytes()));
+    };
+    for (;;) {
+        const bool more = walk.next(o, at, nothing);
+        if (walk.cleared) x.clear();
+        if (!more) break;
+        x.load_keys(o);
+        x.load_queries(o);
         for (int64_t h = 0; h < x.heads; ++h) x.head(o, h);
     }
     x.store_states();

@@ -350,6 +350,14 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.log_linear(a);
     });
+    m.def("log_linear_backward",
+          [](int threads, float scale, nb::tuple s, V q, V k, V v, V weight, V decay, V beta, V state, int64_t before, V reset, V mask, V gy, V glast,
+             V gq, V gk, V gv, V gweight, V gdecay, V gbeta, V gstate, V part_q, V part_k) {
+              const statescan::LogLinearGrad a{log_linear(threads, scale, s, q, k, v, weight, decay, beta, state, before, reset, mask, {}, {}),
+                                               gy, glast, gq, gk, gv, gweight, gdecay, gbeta, gstate, part_q, part_k};
+              NOGIL;
+              kernels.log_linear_backward(a);
+          });
     m.def("mesa", [](int threads, int64_t iterations, nb::tuple s, V q, V k, V v, V beta, V decay, V ridge, V G, V S, V reset, V mask, V y,
                      V G_last, V S_last, V x) {
         const auto a = mesa(threads, iterations, s, q, k, v, beta, decay, ridge, G, S, reset, mask, y, G_last, S_last, x);

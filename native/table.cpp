@@ -14,6 +14,7 @@ void matrix_state_backward(const MatrixStateGrad&);
 void mamba3(const Mamba3&);
 void mamba3_backward(const Mamba3Grad&);
 void log_linear(const LogLinear&);
+void log_linear_backward(const LogLinearGrad&);
 void mesa(const Mesa&);
 void mesa_backward(const MesaGrad&);
 void slstm(const Slstm&);
@@ -29,7 +30,8 @@ void dplr_kernel_backward(const DplrKernelGrad&);
 
 Kernels table() {
     return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
-            ssd,            ssd_backward,            matrix_state,  matrix_state_backward, mamba3, mamba3_backward, log_linear, mesa, mesa_backward, slstm, slstm_backward, diagonal_scan, diagonal_scan_backward, product, run_program,
+            ssd,            ssd_backward,            matrix_state,  matrix_state_backward, mamba3, mamba3_backward, log_linear, log_linear_backward, mesa, mesa_backward,
+            slstm, slstm_backward, diagonal_scan, diagonal_scan_backward, product, run_program,
             rms_norm,       rms_norm_backward, dplr_kernel, dplr_kernel_backward};
 }
 

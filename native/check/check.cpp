@@ -334,6 +334,20 @@ void log_linear_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, in
     }
     c.run([&](int threads) { a.threads = threads, kernels.log_linear(a); });
     finite(a.y, B * L * H * V), finite(a.last, B * H * M * K * V);
+    keep(c);
+    LogLinearGrad g{};
+    g.gy = c.in({B, L, H, V}, type);
+    g.gq = c.out({B, L, G, K}, type), g.gk = c.out({B, L, G, K}, type), g.gv = c.out({B, L, H, V}, type), g.gweight = c.out({B, L, H, M}, type);
+    g.gdecay = c.out({B, L, H}, type);
+    if (delta) g.gbeta = c.out({B, L, H}, type);
+    if (L != 2) g.glast = c.in({B, H, M, K, V}), g.gstate = c.out({B, H, M, K, V});
+    const int64_t tiles = (H / G + kHeads - 1) / kHeads;
+    if (tiles > 1) g.part_q = c.out({B * G * tiles, L, K}), g.part_k = c.out({B * G * tiles, L, K});
+    c.run([&](int threads) { a.threads = threads, g.forward = a, kernels.log_linear_backward(g); });
+    finite(g.gq, B * L * G * K), finite(g.gk, B * L * G * K), finite(g.gv, B * L * H * V), finite(g.gweight, B * L * H * M);
+    finite(g.gdecay, B * L * H);
+    if (delta) finite(g.gbeta, B * L * H);
+    if (g.gstate) finite(g.gstate, B * H * M * K * V);
 }
 
 void mesa_case(const Kernels& kernels, int64_t B, int64_t L, int64_t H, int64_t K, int64_t V, bool timeline, int32_t type) {
@@ -444,6 +458,8 @@ void norm_case(const Kernels& kernels, int64_t rows, int64_t width, int64_t grou
 void all(const Kernels& kernels) {
     for (int32_t type : {kFloat, kBFloat16})
         for (bool timeline : {false, true}) {
+            running = "log_linear";  // long enough that its backward pass keeps the levels of a part of it only
+            log_linear_case(kernels, 1, 2700, 1, 1, 3, 3, 14, true, timeline, type);
             for (int64_t length : {1, 2, 3, 65, 130}) {
                 running = "selective_scan";
                 scan_case(kernels, 1, length, 1, 1, 1, timeline, type, false);

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statescan import ops
+from statescan.ops import native_gate as gate
 from statescan.ops.dispatch import implementation
 from statescan.ops.log_linear import bit_length
 from statescan.ops.log_linear.cases import CASES, make
@@ -122,6 +123,36 @@ def test_gradients_reach_the_state_and_the_weights() -> None:
     for got, expected in zip(*found, strict=True):
         assert expected.abs().max() > 0
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.native
+@pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))
+@pytest.mark.parametrize("asked", ["y", "levels"])
+@pytest.mark.parametrize("given", ["nothing", "levels", "levels with a gradient"])
+@pytest.mark.parametrize("case", [ADDING, DELTA], ids=lambda case: case.name)
+def test_native_gradients_of_one_output(case: Any, given: str, asked: str) -> None:
+    """Alone, with levels that hold nothing or need no gradient, and decays that leave nothing."""
+    arguments = make(case)
+    length = arguments["v"].shape[1]
+    arguments["log_decay"] = torch.where(torch.arange(length).view(1, -1, 1) % 37 == 20, -100.0, arguments["log_decay"])
+    levels = torch.randn(arguments["v"].shape[0], *arguments["level_scale"].shape[2:], arguments["q"].shape[3], arguments["v"].shape[3])
+    before = torch.tensor([64, 3, 1])
+    found = {}
+    for name, dtype in (("reference", torch.float64), ("native", torch.float32)):
+        leaves = {key: arguments[key].to(dtype).clone().requires_grad_() for key in PER_POSITION if key in arguments}
+        state = None
+        if given != "nothing":
+            state = (levels.to(dtype).requires_grad_("gradient" in given), before)
+            leaves |= {"state": state[0]} if "gradient" in given else {}
+        with implementation(name), torch.autograd.graph.save_on_cpu():
+            y, (last, _) = ops.log_linear(**arguments | {k: v for k, v in leaves.items() if k != "state"}, state=state, return_state=True)
+            out = y if asked == "y" else last
+            weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).sin().to(dtype)
+            gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        found[name] = dict(zip(leaves, gradients, strict=True))
+    for key, expected in found["reference"].items():
+        error = (found["native"][key].double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        assert error <= 1e-5, (key, error)
 
 
 def test_mistakes_are_named() -> None:

@@ -11,6 +11,7 @@ import torch
 from statescan.ops import native_gate as gate
 from statescan.ops import selective_scan
 from statescan.ops.dispatch import implementation
+from statescan.timeline import Timeline
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))]
 
@@ -65,6 +66,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "log-linear few levels": ("log_linear", lambda: cases.log_linear_inputs(2, 70, 2, 2, 5, 33, 3, False), {}),
     "log-linear delta": ("log_linear", lambda: cases.log_linear_inputs(2, 139, 4, 2, 9, 20, 10, True), {}),
     "log-linear delta wide": ("log_linear", lambda: cases.log_linear_inputs(1, 66, 1, 1, 64, 64, 8, True), {}),
+    "log-linear shared": ("log_linear", lambda: cases.log_linear_inputs(1, 130, 6, 1, 5, 7, 8, True), {}),
     "mesa one of all": ("mesa", lambda: cases.mesa_inputs(1, 1, 1, 1, 1), {}),
     "mesa L70": ("mesa", lambda: cases.mesa_inputs(2, 70, 2, 18, 9), {}),
     "mesa four blocks": ("mesa", lambda: cases.mesa_inputs(1, 200, 2, 33, 20), {}),
@@ -137,7 +139,7 @@ def test_bfloat16(name: str) -> None:
     "name",
     ["scan two tiles", "scan groups", "conv L130", "ssd L130", "diagonal time-invariant", "diagonal full", "attention scalar",
      "delta scalar", "delta read", "slstm seven rows", "mamba3 one write", "mamba3 four writes", "log-linear five heads",
-     "log-linear delta", "mesa L70"],
+     "log-linear delta", "log-linear shared", "mesa L70"],
 )  # fmt: skip
 @pytest.mark.parametrize("timeline", [False, True])
 def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
@@ -156,6 +158,19 @@ def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
     for other in results[1:]:
         for key, value in results[0].items():
             assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_long_calls_of_levels_are_gone_through_in_parts(delta: bool) -> None:
+    """The backward pass keeps 128 states a head at a time; `portable` is the measure, as the loop would take minutes."""
+    torch.manual_seed(8)
+    inputs = cases.log_linear_inputs(1, 2700, 2, 1, 4, 5, 14, delta)
+    reset = torch.zeros(1, 2700, dtype=torch.bool)
+    reset[:, 2650] = True
+    got = cases.run("log_linear", "native", inputs, Timeline(reset))
+    expected = cases.run("log_linear", "portable", {name: cases.wide(tensor) for name, tensor in inputs.items()}, Timeline(reset))
+    errors = cases.worst(got, expected)
+    assert all(error <= 1e-5 for error in errors.values()), errors
 
 
 def strided(tensor: torch.Tensor) -> torch.Tensor:
