@@ -28,6 +28,10 @@ static inline void decay_further(float* row, float by, int64_t columns) {
     }
 }
 
+static inline void add_row(const float* in, float by, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; i += W) store(out + i, load(out + i) + load(in + i) * by);
+}
+
 static inline void scale_row(const float* in, float by, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += W) store(out + i, load(in + i) * by);
 }

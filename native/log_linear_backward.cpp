@@ -103,15 +103,6 @@ float sum_of(const float* p, int64_t count) {
     return sum(total) + rest;
 }
 
-void add_row(const float* in, float by, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += W) store(out + i, load(out + i) + load(in + i) * by);
-}
-
-void store_number(const View& v, char* at, float value) {
-    float out[W] = {value};
-    store_row(at, v.type, 1, out);
-}
-
 // (rows, width) to (width, kLine): whole vectors of rows, the missing ones zero.
 void turn(const float* in, int64_t rows, int64_t width, int64_t stride, float* out) {
     for (int64_t i = 0; i < width && rows % W != 0; ++i) store(out + i * kLine + rows / W * W, splat(0));

@@ -21,10 +21,6 @@ struct Block {
 int64_t most(const Mamba3& a) { return kBlock / a.rank; }  // positions a block
 int64_t states(const Mamba3& a) { return a.length / most(a) + 2; }
 
-void add_row(const float* in, float by, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += W) store(out + i, load(out + i) + load(in + i) * by);
-}
-
 struct Tile : Turns {
     const Mamba3Grad& g;
     int64_t R, keys, ks, vp, vs, size;          // floats of a key; of its row; of a value; of its row; of a state

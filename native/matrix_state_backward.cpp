@@ -117,11 +117,6 @@ void Chunk::meet(const Block& o, int64_t c0) {
     }
 }
 
-void store_number(const View& v, char* at, float value) {
-    float out[W] = {value};
-    store_row(at, v.type, 1, out);
-}
-
 void add(const float* in, float by, int64_t width, float* out) {
     for (int64_t i = 0; i < width; i += W) store(out + i, load(out + i) + load(in + i) * by);
 }

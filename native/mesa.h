@@ -13,10 +13,6 @@ constexpr float kRounding = 1.42e-14f;  // the square of float32's
 
 static inline const char* raw(const float* p) { return reinterpret_cast<const char*>(p); }
 
-static inline void add_row(const float* in, float by, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += W) store(out + i, load(out + i) + load(in + i) * by);
-}
-
 struct MesaHead {
     const Mesa& a;
     int64_t b, head, kp, vp, ks, vs;  // kp, vp: whole vectors; ks, vs: floats of a row

@@ -180,11 +180,6 @@ void Grad::through_matrices(int64_t n) {
     }
 }
 
-void store_number(const View& v, char* at, float value) {
-    float out[W] = {value};
-    store_row(at, v.type, 1, out);
-}
-
 void Grad::write(int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         const int64_t now = at[i];

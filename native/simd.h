@@ -198,6 +198,11 @@ static inline void store_row(char* p, int32_t type, int64_t count, const float* 
     memcpy(p + 2 * i, rest, static_cast<size_t>((count - i) * 2));
 }
 
+static inline void store_number(const View& v, char* at, float value) {
+    const float out[W] = {value};
+    store_row(at, v.type, 1, out);
+}
+
 // Asks for the row that comes a few positions later: rows lie a page or more apart, where the hardware does not look ahead. Into the
 // second-level cache: their distance is often a multiple of a large power of two, and a few such rows evict each other from the first.
 constexpr int64_t kAhead = 8;

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from typing import Any
 
 import native_cases as cases
 import pytest
 import torch
 
+import statescan.ops
 from statescan import Timeline
 from statescan.ops import native_gate as gate
 from statescan.ops.dispatch import implementation, ops
@@ -220,3 +222,19 @@ def test_without_the_compiled_module_native_refuses_and_can_be_required() -> Non
     required = child(missing + "import statescan.ops", STATESCAN_REQUIRE_NATIVE="1")
     assert required.returncode != 0
     assert "STATESCAN_REQUIRE_NATIVE=1" in required.stderr
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["mamba3", "log_linear", "mesa"])
+def test_several_cotangents_side_by_side(name: str) -> None:
+    """A kernel cannot read those; the gradients are those of one after the other."""
+    module = import_module(f"statescan.ops.{name}.cases")
+    plain = next(case for case in module.CASES if not case.options)
+    arguments = module.make(plain, torch.float32) | {"return_state": False}
+    inputs = {key: value.requires_grad_() for key, value in arguments.items() if isinstance(value, torch.Tensor)}
+    y = getattr(statescan.ops, name)(**arguments | inputs)
+    cotangents = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(0))
+    together = torch.autograd.grad(y, inputs["q"], cotangents, is_grads_batched=True, retain_graph=True)[0]
+    for found, cotangent in zip(together, cotangents, strict=True):
+        alone = torch.autograd.grad(y, inputs["q"], cotangent, retain_graph=True)[0]
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)

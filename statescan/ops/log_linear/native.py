@@ -84,4 +84,4 @@ def native(
 ) -> tuple[Tensor, ...]:
     """y (B, L, H, V) and the last state (B, H, levels, K, V)."""
     rest = {"scale": scale, "position": position, "before": before, "after": after, "reset": reset, "mask": mask}
-    return recomputed(_forward, portable, tensors, rest, _backward)
+    return recomputed(_forward, _backward, portable, tensors, rest)

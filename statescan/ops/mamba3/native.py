@@ -118,4 +118,4 @@ def _backward(
 @op.implementation("native", _refuse)
 def native(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: Tensor | None) -> tuple[Tensor, ...]:
     """y (B, L, H, P) or o (B, L, R, H, P), and the last angle, S, k and v."""
-    return recomputed(_forward, portable, tensors, {"reset": reset, "mask": mask, "layout": layout}, _backward)
+    return recomputed(_forward, _backward, portable, tensors, {"reset": reset, "mask": mask, "layout": layout})

@@ -81,4 +81,4 @@ def native(iterations: int, reset: Tensor | None, mask: Tensor | None, **tensors
     """y (B, L, H, V) and the last G and S."""
     keep = gate.needs_gradient(*tensors.values())
     rest = {"iterations": iterations, "reset": reset, "mask": mask}
-    return recomputed(partial(_forward, keep=keep), portable, tensors, rest, _backward, kept=int(keep))
+    return recomputed(partial(_forward, keep=keep), _backward, portable, tensors, rest, kept=int(keep))

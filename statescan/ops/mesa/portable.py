@@ -101,9 +101,10 @@ def _conjugate_gradients(b: Tensor, operands: list[Tensor], steps: int) -> Tenso
     x, r, p = torch.zeros_like(b), b, b
     rr = b.square().sum(-1, keepdim=True)
     small = torch.finfo(b.dtype).eps ** 2 * rr
+    told = not b.is_meta and not torch._C._functorch.is_legacy_batchedtensor(b)  # whether these are numbers that can be asked about
     for _ in range(steps):
         going = rr > small
-        if not going.is_meta and not bool(going.any()):
+        if told and not bool(going.any()):
             break
         Ap = _times(p, *operands)
         alpha = torch.where(going, rr / torch.where(going, (p * Ap).sum(-1, keepdim=True), 1.0), 0.0)
