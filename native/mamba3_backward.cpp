@@ -1,5 +1,5 @@
-// Gradients of Mamba-3, block by block from the end, for one head. Nothing was saved: a first pass makes the states between blocks again. Inside a
-// block all writes and queries are rows of small matrix products. A position's write enters with the position behind it, before that one's
+// Gradients of Mamba-3, block by block from the end, for one head. Nothing was saved: a first pass makes the states between blocks again; those of a
+// long call are kept part by part, and each part is gone through forwards once more. Inside a block all writes and queries are rows of small matrix products. A position's write enters with the position behind it, before that one's
 // decay, so row i of the keys belongs to the position before query i; within a block
 //     O = P U + entry Q S,   P = (Q K^T) * D,   S' = total S + (left K)^T U
 // with D the decay from before a row's position to behind a query's, and with the gradient H of S'
@@ -13,13 +13,15 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
+constexpr int64_t kKept = 128;  // states: blocks a part
+
 struct Block {
     int64_t first, count;  // among the positions that exist
-    int64_t saved;         // place of the state before it; -1: a reset stands there
+    bool fresh;            // a reset stands before it
 };
 
 int64_t most(const Mamba3& a) { return kBlock / a.rank; }  // positions a block
-int64_t states(const Mamba3& a) { return a.length / most(a) + 2; }
+int64_t parts(const Mamba3& a) { return a.length / kKept + 1; }
 
 struct Tile : Turns {
     const Mamba3Grad& g;
@@ -30,25 +32,25 @@ struct Tile : Turns {
     float *P, *gP, *within, *kt, *ut;           // (rows, kLine) twice, (positions, kLine), (keys, kLine), (vp, kLine)
     float *v, *gv, *z, *gy, *some;             // (1 + positions, vs) twice, (vs,) three times
     float *met, *gmet;                          // (positions, R, R): q^T k of a position's own; the gradient of what its output gets by it
-    float *S, *H, *turned, *saved;              // (keys, vs) twice, (vp, ks), states
+    float *S, *H, *turned;                      // (keys, vs) twice, (vp, ks)
+    float *kept, *begun;                        // what stands before the blocks of a part, and before each part: a state and phases
     float *sines, *cosines;                     // (1 + positions, half)
     float *bias_k, *bias_q, *gbias_k, *gbias_q; // (R, ks)
     float *v_weight, *z_weight, *y_weight, *gv_weight, *gz_weight, *gy_weight;  // (R, vs)
     float *now, *gnow;                          // (1 + positions,): lambda delta
     float *delta, *mix, *given, *decay, *entry, *left, *row, *gdecay, *gphase;
-    double *phases;
     int64_t* at;
     Block* blocks;
     int64_t count = 0;  // of blocks
     bool ends = true;   // no reset behind the last position that exists
     float gD = 0;
 
+    static int64_t record(const Mamba3& a) { return 2 * ceil_to(a.keys / 2, W) * padded(a.width) + ceil_to(2 * a.angles, 16); }
     static int64_t bytes(const Mamba3& a) {
         const int64_t half = ceil_to(a.keys / 2, W), keys = 2 * half, ks = padded(keys), vp = ceil_to(a.width, W), vs = padded(a.width);
         const int64_t n = most(a), rows = n * a.rank, R = a.rank;
         const int64_t floats = (2 * (rows + R) + 2 * rows + 4 * R) * ks + (6 * rows + 2 * (n + 1) + 3 + 6 * R) * vs + (2 * rows + n + keys + vp + 9) * kLine +
-                               2 * n * R * R + (2 + states(a)) * keys * vs + vp * ks + 2 * (n + 1) * half + 4 * half + keys +
-                               2 * a.angles * states(a);
+                               2 * n * R * R + 2 * keys * vs + (least(kKept, a.length) + parts(a)) * record(a) + vp * ks + 2 * (n + 1) * half + 4 * half + keys;
         return 4 * floats + 8 * a.length + (a.length + 1) * static_cast<int64_t>(sizeof(Block)) + 64 * 60;
     }
     Tile(const Mamba3Grad& g, int64_t index, char* scratch) : Turns(g.forward, index), g(g), R(g.forward.rank) {
@@ -69,10 +71,10 @@ struct Tile : Turns {
         P = arena.floats(rows * kLine), gP = arena.floats(rows * kLine), within = arena.floats(n * kLine);
         kt = arena.floats(keys * kLine), ut = arena.floats(vp * kLine);
         met = arena.floats(n * R * R), gmet = arena.floats(n * R * R);
-        S = arena.floats(size), H = arena.floats(size), turned = arena.floats(vp * ks), saved = arena.floats(states(a) * size);
+        S = arena.floats(size), H = arena.floats(size), turned = arena.floats(vp * ks);
+        kept = arena.floats(least(kKept, a.length) * record(a)), begun = arena.floats(parts(a) * record(a));
         sines = arena.floats((n + 1) * half), cosines = arena.floats((n + 1) * half), gphase = arena.floats(half), raw = arena.floats(keys);
         phase = reinterpret_cast<double*>(arena.floats(2 * half));
-        phases = reinterpret_cast<double*>(arena.floats(2 * turning * states(a)));
         at = reinterpret_cast<int64_t*>(arena.floats(2 * a.length));
         blocks = reinterpret_cast<Block*>(arena.floats((a.length + 1) * static_cast<int64_t>(sizeof(Block)) / 4));
     }
@@ -103,7 +105,11 @@ struct Tile : Turns {
     void find_blocks();
     void prepare(const Block& o, bool queries);
     void load_before(const Block& o);
-    void first_pass();
+    void keep(float* to) const;
+    void look(const float* from) const;
+    void forward(int64_t from, int64_t to, bool all);
+    double met_by(const float* state) const;
+    double backward(const Block& o, const float* record, double scaled, bool last);
     void read_again(const Block& o, const float* before);
     void gate(const Block& o);
     void last_write(int64_t n);
@@ -115,12 +121,12 @@ struct Tile : Turns {
 };
 
 void Tile::find_blocks() {
-    int64_t found = 0, places = 0;
+    int64_t found = 0;
     bool fresh = false;
     for (int64_t t = 0; t < a.length; ++t) {
         fresh |= a.line.resets(b, t);
         if (!a.line.exists(b, t)) continue;
-        if (found == 0 || fresh || blocks[count - 1].count == most(a)) blocks[count++] = {found, 0, fresh ? -1 : places++};
+        if (found == 0 || fresh || blocks[count - 1].count == most(a)) blocks[count++] = {found, 0, fresh};
         fresh = false;
         ++blocks[count - 1].count;
         at[found++] = t;
@@ -128,11 +134,11 @@ void Tile::find_blocks() {
     ends = !fresh;
 }
 
-// The position before a block: its keys, its value, its phases; zeros behind a reset.
+// The position before a block: its keys, which have turned by the phases, and its value; zeros behind a reset.
 void Tile::load_before(const Block& o) {
     at_row(0);
     now[0] = 0;
-    if (o.saved < 0) {
+    if (o.fresh) {
         zero(k, R * ks);
         zero(v, vs);
         for (int64_t i = 0; i < half; ++i) phase[i] = 0, sin[i] = 0, cos[i] = 1;
@@ -146,7 +152,6 @@ void Tile::load_before(const Block& o) {
     }
     const int64_t t = at[o.first - 1];
     for (int64_t i = 0; i < half; ++i) sin[i] = 0, cos[i] = 1;
-    for (int64_t i = 0; i < turning; ++i) phase[i] = phases[o.saved * turning + i];
     aim();
     for (int64_t r = 0; r < R; ++r) turn(a.k.at(b, t, r, group), a.k.type, bias_k + r * ks, k + r * ks);
     load_row(a.v.at(b, t, head), a.v.type, a.width, v);
@@ -184,17 +189,21 @@ void Tile::prepare(const Block& o, bool queries) {
     }
 }
 
-// The states before all blocks; S becomes the last one.
-void Tile::first_pass() {
-    load_state(a.ssm, S);
-    for (int64_t i = 0; i < count; ++i) {
+// The state S and the phases.
+void Tile::keep(float* to) const {
+    memcpy(to, S, static_cast<size_t>(size * 4));
+    memcpy(to + size, phase, static_cast<size_t>(turning * 8));
+}
+
+void Tile::look(const float* from) const { memcpy(phase, from + size, static_cast<size_t>(turning * 8)); }
+
+// Goes on from S and the phases through blocks [from, to), and keeps what stands before parts, or before all of them.
+void Tile::forward(int64_t from, int64_t to, bool all) {
+    for (int64_t i = from; i < to; ++i) {
         const Block& o = blocks[i];
-        if (o.saved >= 0) {
-            memcpy(saved + o.saved * size, S, static_cast<size_t>(size * 4));
-            for (int64_t j = 0; j < turning; ++j) phases[o.saved * turning + j] = phase[j];
-        } else {
-            zero(S, size);
-        }
+        if (i % kKept == 0) keep(begun + i / kKept * record(a));
+        if (all) keep(kept + i % kKept * record(a));
+        if (o.fresh) zero(S, size);
         prepare(o, false);
         scale_row(S, entry[o.count - 1], size, S);
         multiply(Shape::full, keys, vp, o.count * R, k, 1, ks, late, vs, S, vs);
@@ -392,6 +401,34 @@ void Tile::steps(const Block& o) {
     }
 }
 
+// What scaling this state would change, of which H is the gradient.
+double Tile::met_by(const float* state) const {
+    double total = 0;
+    for (int64_t c = 0; c < keys; ++c) total += dot(state + c * vs, H + c * vs, vp);
+    return total;
+}
+
+// A block, with what scaling the state behind it would change; gives that of the state before it. What the position before the block gets
+// is left in the first place of gk, gv and gnow.
+double Tile::backward(const Block& o, const float* record, double scaled, bool last) {
+    const float* before = o.fresh ? nullptr : record;
+    memcpy(gk + o.count * R * ks, gk, static_cast<size_t>(R * ks * 4));
+    memcpy(gv + o.count * vs, gv, static_cast<size_t>(vs * 4));
+    gnow[o.count] = gnow[0];
+    zero(gv, o.count * vs), zero(gnow, o.count);
+    look(record);
+    prepare(o, true);
+    if (last) last_write(o.count);
+    read_again(o, before);
+    gate(o);
+    products(o, before, scaled);
+    steps(o);
+    if (before) return met_by(before);
+    zero(H, size), zero(gk, R * ks), zero(gv, vs), zero(gphase, half);
+    gnow[0] = 0;
+    return 0;
+}
+
 // Zeros at a position that does not exist.
 void Tile::nothing(int64_t t) const {
     auto clear = [](float* to, int64_t numbers) { memset(to, 0, static_cast<size_t>(numbers * 4)); };
@@ -412,8 +449,9 @@ void Tile::run() {
     load_weight(a.z_weight, z_weight, gz_weight);
     load_weight(a.y_weight, y_weight, gy_weight);
     find_blocks();
-    first_pass();
-    // What the position before the rest gets stands in the first place of gk, gv and gnow.
+    const int64_t last = count > 0 ? (count - 1) / kKept * kKept : 0;  // where the last part begins
+    load_state(a.ssm, S);
+    forward(0, last, false);
     load_state(ends ? g.gssm_last : View{}, H);
     zero(gk, R * ks), zero(gv, vs);
     gnow[0] = 0;
@@ -421,27 +459,17 @@ void Tile::run() {
         for (int64_t r = 0; r < R; ++r) load_key(g.gk_last.at(b, r, head), kFloat, gk + r * ks);
     if (ends && g.gv_last) load_row(g.gv_last.at(b, head), kFloat, a.width, gv);
     if (ends && g.gangle_last) load_row(g.gangle_last.at(b, head), kFloat, turning, gphase);
-    const float* behind = S;
-    for (int64_t i = count - 1; i >= 0; --i) {
-        const Block& o = blocks[i];
-        const float* before = o.saved < 0 ? nullptr : saved + o.saved * size;
-        double scaled = 0;
-        for (int64_t c = 0; c < keys; ++c) scaled += dot(behind + c * vs, H + c * vs, vp);
-        memcpy(gk + o.count * R * ks, gk, static_cast<size_t>(R * ks * 4));
-        memcpy(gv + o.count * vs, gv, static_cast<size_t>(vs * 4));
-        gnow[o.count] = gnow[0];
-        zero(gv, o.count * vs), zero(gnow, o.count);
-        prepare(o, true);
-        if (i == count - 1) last_write(o.count);
-        read_again(o, before);
-        gate(o);
-        products(o, before, scaled);
-        steps(o);
-        behind = before;
-        if (before) continue;
-        zero(H, size), zero(gk, R * ks), zero(gv, vs), zero(gphase, half);
-        gnow[0] = 0;
-        behind = S;  // H is zero: anything will do
+    double scaled = 0;
+    for (int64_t part = last; count > 0 && part >= 0; part -= kKept) {
+        if (part < last) {
+            const float* from = begun + part / kKept * record(a);
+            memcpy(S, from, static_cast<size_t>(size * 4));
+            look(from);
+        }
+        const int64_t stop = least(count, part + kKept);
+        forward(part, stop, true);
+        if (part == last) scaled = met_by(S);
+        for (int64_t i = stop - 1; i >= part; --i) scaled = backward(blocks[i], kept + i % kKept * record(a), scaled, i == count - 1);
     }
     for (int64_t t = 0; t < a.length; ++t)
         if (!a.line.exists(b, t)) nothing(t);

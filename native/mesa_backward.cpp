@@ -1,5 +1,5 @@
-// Gradients of the mesa layer. A first pass over time keeps the matrices before each block; then block by block from the end. The forward kept its
-// solutions x. With y_t = S_t^T x_t and A_t = G_t + Diag(ridge), A_t x_t = q_t, the solution for the negative cotangent of x,
+// Gradients of the mesa layer. A first pass over time makes the matrices before each block; then block by block from the end. Those of a long call
+// are kept part by part, and each part is gone through forwards once more. The forward kept its solutions x. With y_t = S_t^T x_t and A_t = G_t + Diag(ridge), A_t x_t = q_t, the solution for the negative cotangent of x,
 //     A_t h_t = -S_t gy_t,
 // is the negative gradient of q, and A_t has the gradient h_t x_t^T. What is left are two linear attentions with the same decays, queries x and
 // keys: one has the values v and the cotangents gy, the other the values k and the cotangents h. Between a write j and a position i of a block
@@ -13,10 +13,11 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace {
 
+constexpr int64_t kKept = 128;  // blocks a part
+
 struct Span {
     int64_t first, count;  // positions, in the list of those that exist
-    int64_t slot;          // where the matrices before it are kept; -1: they are zero
-    bool fresh;            // a reset came before it
+    bool fresh, any;       // a reset came before it; whether the matrices before it hold anything
 };
 
 struct Grad : MesaHead {
@@ -24,15 +25,14 @@ struct Grad : MesaHead {
     int64_t* place;
     Span* spans;
     int64_t count = 0;
-    float* kept;                    // G and S, one after the other
+    float *kept, *begun;            // G and S before the blocks of a part, and before each part
     float *x, *h, *from, *right;    // (rows, ks)
     float *gy, *gv;                 // (rows, vs)
     float *vt, *E, *M;              // (vp, kLine), (rows, kLine) twice
     float *HG, *HS, *turned, *all;  // gradients of G and S: (K, ks), (K, vs); (K or V, ks); of the ridge: (ks,)
     float *reads, *arrives, *gdecay, *gbeta;
 
-    // The matrices before a block are kept if no reset came before it: then the block before it was full, or it is the first.
-    static int64_t slots(const Mesa& a) { return 1 + a.length / kBlock; }
+    static int64_t slots(const Mesa& a) { return least(kKept, a.length + 1) + a.length / kKept + 1; }
     static int64_t matrices(const Mesa& a) { return a.keys * (padded(a.keys) + padded(a.width)); }
     static int64_t floats(int64_t bytes) { return (bytes + 3) / 4; }
     static int64_t bytes(const Mesa& a) {
@@ -48,13 +48,15 @@ struct Grad : MesaHead {
         gy = arena.floats(kBlock * vs), gv = arena.floats(kBlock * vs), vt = arena.floats(vp * kLine);
         E = arena.floats(kBlock * kLine), M = arena.floats(kBlock * kLine);
         HG = arena.floats(a.keys * ks), HS = arena.floats(a.keys * vs), turned = arena.floats(larger * ks), all = arena.floats(ks);
-        kept = arena.floats(slots(a) * matrices(a));
+        kept = arena.floats(slots(a) * matrices(a)), begun = kept + least(kKept, a.length + 1) * matrices(a);
         place = reinterpret_cast<int64_t*>(arena.floats(floats(a.length * 8)));
         spans = reinterpret_cast<Span*>(arena.floats(floats((a.length + 1) * static_cast<int64_t>(sizeof(Span)))));
     }
 
-    void forward();
-    void backward(const Span& o);
+    void find_blocks();
+    void keep(float* to) const;
+    void forward(int64_t from, int64_t to, bool all);
+    void backward(const Span& o, float* record);
     void solve_all(int64_t n);
     void meet_all(int64_t n);
     void through_matrices(int64_t n);
@@ -63,24 +65,31 @@ struct Grad : MesaHead {
     void write_nothing(int64_t t);
 };
 
-void Grad::forward() {
-    int64_t found = 0, slot = 0;
-    load_state();
-    for (int64_t t = 0; t < a.length;) {
+void Grad::find_blocks() {
+    int64_t found = 0;
+    for (int64_t t = 0; t < a.length; ++count) {
         Span& o = spans[count];
         o.first = found;
         o.count = next(t, place + found, o.fresh);
-        if (o.fresh) clear();
         if (o.count == 0 && !o.fresh) return;
-        ++count;
         found += o.count;
-        o.slot = any && o.count > 0 ? slot++ : -1;
-        if (o.slot >= 0) {
-            float* to = kept + o.slot * matrices(a);
-            memcpy(to, G, static_cast<size_t>(a.keys * ks * 4));
-            memcpy(to + a.keys * ks, S, static_cast<size_t>(a.keys * vs * 4));
-        }
-        if (t == a.length) return;  // nobody asks for the last state
+    }
+}
+
+void Grad::keep(float* to) const {
+    memcpy(to, G, static_cast<size_t>(a.keys * ks * 4));
+    memcpy(to + a.keys * ks, S, static_cast<size_t>(a.keys * vs * 4));
+}
+
+// Goes on from G and S through blocks [from, to), and keeps what stands before parts, or before all of them.
+void Grad::forward(int64_t from, int64_t to, bool all) {
+    for (int64_t i = from; i < to; ++i) {
+        Span& o = spans[i];
+        if (o.fresh) clear();
+        o.any = any;
+        if (i % kKept == 0) keep(begun + i / kKept * matrices(a));
+        if (all) keep(kept + i % kKept * matrices(a));
+        if (o.count == 0 || i == count - 1) return;  // nobody asks for the last state
         at = place + o.first;
         load_writes(o.count);
         advance(o.count);
@@ -220,12 +229,12 @@ void Grad::go_before(const Span& o) {
     multiply(Shape::full, a.keys, vp, n, x, 1, ks, gy, vs, HS, vs);
 }
 
-void Grad::backward(const Span& o) {
+void Grad::backward(const Span& o, float* record) {
     const int64_t n = o.count;
     if (n > 0) {
         at = place + o.first;
-        any = o.slot >= 0;
-        if (any) G = kept + o.slot * matrices(a), S = G + a.keys * ks;
+        any = o.any;
+        G = record, S = G + a.keys * ks;
         load_writes(n);
         load_matrix(n);
         solve_all(n);
@@ -246,7 +255,11 @@ void run(const void* context, int64_t index, char* scratch) {
     const MesaGrad& g = *static_cast<const MesaGrad*>(context);
     const Mesa& a = g.forward;
     Grad x(g, index, Arena{scratch});
-    x.forward();
+    x.find_blocks();
+    x.load_state();
+    float *const G = x.G, *const S = x.S;
+    const int64_t last = x.count > 0 ? (x.count - 1) / kKept * kKept : 0;  // where the last part begins
+    x.forward(0, last, false);
     zero(x.HG, a.keys * x.ks);
     zero(x.HS, a.keys * x.vs);
     zero(x.all, x.ks);
@@ -254,7 +267,18 @@ void run(const void* context, int64_t index, char* scratch) {
         if (g.gG_last) load_row(g.gG_last.at(x.b, x.head, c), kFloat, a.keys, x.HG + c * x.ks);
         if (g.gS_last) load_row(g.gS_last.at(x.b, x.head, c), kFloat, a.width, x.HS + c * x.vs);
     }
-    for (int64_t i = x.count - 1; i >= 0; --i) x.backward(x.spans[i]);
+    for (int64_t part = last; x.count > 0 && part >= 0; part -= kKept) {
+        x.G = G, x.S = S;
+        if (part < last) {
+            const float* from = x.begun + part / kKept * Grad::matrices(a);
+            memcpy(G, from, static_cast<size_t>(a.keys * x.ks * 4));
+            memcpy(S, from + a.keys * x.ks, static_cast<size_t>(a.keys * x.vs * 4));
+            x.any = x.spans[part].any;
+        }
+        const int64_t stop = least(x.count, part + kKept);
+        x.forward(part, stop, true);
+        for (int64_t i = stop - 1; i >= part; --i) x.backward(x.spans[i], x.kept + i % kKept * Grad::matrices(a));
+    }
     for (int64_t t = 0; t < a.length; ++t)
         if (!a.line.exists(x.b, t)) x.write_nothing(t);
     for (int64_t c = 0; c < a.keys; ++c) {

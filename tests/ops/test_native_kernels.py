@@ -160,15 +160,24 @@ def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
             assert torch.equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("delta", [False, True])
-def test_long_calls_of_levels_are_gone_through_in_parts(delta: bool) -> None:
+LONG: dict[str, tuple[str, Any]] = {
+    "adding levels": ("log_linear", lambda: cases.log_linear_inputs(1, 2700, 2, 1, 4, 5, 14, False)),
+    "levels with the delta rule": ("log_linear", lambda: cases.log_linear_inputs(1, 2700, 2, 1, 4, 5, 14, True)),
+    "mamba3": ("mamba3", lambda: cases.mamba3_inputs(1, 1300, 16, 2, 1, 4, 3, 1, True)),
+    "mesa": ("mesa", lambda: cases.mesa_inputs(1, 17000, 1, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_calls_are_gone_through_in_parts(name: str) -> None:
     """The backward pass keeps 128 states a head at a time; `portable` is the measure, as the loop would take minutes."""
     torch.manual_seed(8)
-    inputs = cases.log_linear_inputs(1, 2700, 2, 1, 4, 5, 14, delta)
-    reset = torch.zeros(1, 2700, dtype=torch.bool)
-    reset[:, 2650] = True
-    got = cases.run("log_linear", "native", inputs, Timeline(reset))
-    expected = cases.run("log_linear", "portable", {name: cases.wide(tensor) for name, tensor in inputs.items()}, Timeline(reset))
+    op, make = LONG[name]
+    inputs = make()
+    reset = torch.zeros(1, next(iter(inputs.values())).shape[1], dtype=torch.bool)
+    reset[:, -50] = True
+    got = cases.run(op, "native", inputs, Timeline(reset))
+    expected = cases.run(op, "portable", {key: cases.wide(tensor) for key, tensor in inputs.items()}, Timeline(reset))
     errors = cases.worst(got, expected)
     assert all(error <= 1e-5 for error in errors.values()), errors
 
