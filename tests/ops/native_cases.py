@@ -174,6 +174,16 @@ def mesa_inputs(batch: int, length: int, heads: int, keys: int, width: int) -> I
     }  # fmt: skip
 
 
+def timeline_over_blocks(resets: str) -> Timeline:
+    """Two rows of 150 positions, a tenth of which is missing: without resets, with a few inside blocks of 64, or with one behind all."""
+    mask, reset = torch.rand(2, 150) > 0.1, torch.zeros(2, 150, dtype=torch.bool)
+    if resets == "few":
+        reset[0, [40, 100]] = reset[1, 75] = True
+    if resets == "behind":
+        mask[:, 145:], reset[:, 147] = False, True
+    return Timeline(reset, mask)
+
+
 def random_timeline(op: str, inputs: Inputs) -> Timeline:
     """Resets, holes (with NaN in the inputs there) and, where it means something, an interval; some resets fall into holes."""
     first = next(inputs[name] for name in ("x", "b", "q", "gates") if name in inputs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import native_cases as cases
 import pytest
 import torch
 from torch import Tensor
 
-from statescan import Timeline, ops
+from statescan import ops
 from statescan.ops import native_gate as gate
 from statescan.ops.case import Case
 from statescan.ops.dispatch import implementation
@@ -30,17 +31,12 @@ def test_native_gradients_over_several_blocks(asked: tuple[str, ...], strength: 
     inputs = {key: value for key, value in given.items() if isinstance(value, Tensor)}
     inputs |= {f"state {name}": value for name, value in zip(STATE, given["state"], strict=True)}
     inputs["log_decay"] = strength * inputs["log_decay"]
-    mask, begins = torch.rand(2, 150) > 0.1, torch.zeros(2, 150, dtype=torch.bool)
-    if reset == "few":
-        begins[0, [40, 100]] = begins[1, 75] = True
-    if reset == "behind":
-        mask[:, 145:], begins[:, 147] = False, True
-    line = Timeline(begins, mask)
+    line = cases.timeline_over_blocks(reset)
     found: dict[str, dict[str, Tensor]] = {}
     for name, dtype in (("reference", torch.float64), ("native", torch.float32)):
         leaves = {key: value.detach().to(dtype).clone() for key, value in inputs.items()}
         for key in PER_POSITION if name == "native" else ():
-            leaves[key][~mask] = float("nan")
+            leaves[key][~line.mask] = float("nan")
         leaves = {key: value.requires_grad_() for key, value in leaves.items()}
         arguments = {key: value for key, value in leaves.items() if not key.startswith("state ")}
         with implementation(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import native_cases as cases
 import pytest
 import torch
 
@@ -97,19 +98,14 @@ def test_native_gradients_over_several_blocks(asked: tuple[str, ...], strength: 
     state = dict(zip("GS", given.pop("state"), strict=True))
     state["G"] = state["G"] + 0.2 * (torch.randn(2, 2, 18, 18) - torch.randn(2, 2, 18, 18)).double()
     given["log_decay"] = strength * given["log_decay"]
-    mask, begins = torch.rand(2, 150) > 0.1, torch.zeros(2, 150, dtype=torch.bool)
-    if reset == "few":
-        begins[0, [40, 100]] = begins[1, 75] = True
-    if reset == "behind":
-        mask[:, 145:], begins[:, 147] = False, True
-    line = Timeline(begins, mask)
+    line = cases.timeline_over_blocks(reset)
     cotangents = [torch.randn(2, 150, 2, 9), torch.randn(2, 2, 18, 18), torch.randn(2, 2, 18, 9)]
     inputs = {key: given[key] for key in ("q", "k", "v", "beta", "log_decay", "ridge")} | state
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name, dtype in (("reference", torch.float64), ("native", torch.float32)):
         leaves = {key: value.to(dtype).clone() for key, value in inputs.items()}
         for key in ("q", "k", "v", "beta", "log_decay") if name == "native" else ():
-            leaves[key][~mask] = float("nan")
+            leaves[key][~line.mask] = float("nan")
         leaves = {key: value.requires_grad_() for key, value in leaves.items()}
         arguments = {key: value for key, value in leaves.items() if key not in "GS"}
         with implementation(name):
