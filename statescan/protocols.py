@@ -13,6 +13,7 @@ R low rank, V vocabulary. Tensors are (B, L, *space, D): axis 1 is the sequence,
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import UserDict
 from collections.abc import MutableMapping, Sequence
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
@@ -26,7 +27,12 @@ from statescan.timeline import Timeline
 
 Bus = MutableMapping[str, Any]
 
-__all__ = ["Bus", "CausalMixer", "Head", "Mixer", "Route", "Spec", "State", "Stateless", "Timeline"]
+
+class SharedBus(UserDict[str, Any]):
+    """One object for all layers. What walks through the arguments of a module (FSDP) hands it a copy of any dict, where writes are lost."""
+
+
+__all__ = ["Bus", "CausalMixer", "Head", "Mixer", "Route", "SharedBus", "Spec", "State", "Stateless", "Timeline"]
 
 
 class Mixer(Dynamic):

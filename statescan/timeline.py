@@ -97,7 +97,8 @@ class Timeline(NamedTuple):
                 if name == "interval" and field is not None and not field >= 0:
                     raise ValueError(f"timeline.interval must be a number that is not negative; got {field}")
                 return field
-            if field.ndim != 2 or field.shape[0] not in (1, batch) or field.shape[1] != length:
+            # Not `in (1, batch)`: a compiler takes two sizes of one value for different ones there.
+            if field.ndim != 2 or (field.shape[0] != batch and field.shape[0] != 1) or field.shape[1] != length:
                 raise ValueError(
                     f"timeline.{name} has shape {tuple(field.shape)}; expected ({batch}, {length}), the batch and length of the input"
                 )

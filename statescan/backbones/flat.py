@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from statescan.blocks import EMBEDDING, Residual
 from statescan.layers.norm import NormKind, make_norm
-from statescan.protocols import Bus, CausalMixer, Mixer, State
+from statescan.protocols import Bus, CausalMixer, Mixer, SharedBus, State
 from statescan.registry import nearest, register
 from statescan.state import state as declare_state
 from statescan.timeline import Timeline, hide
@@ -143,7 +143,7 @@ class FlatBackbone(nn.Module):
         x = hide(x, timeline)
         if self.residual_in_fp32 and x.dtype != torch.float64:
             x = x.float()
-        bus = {} if bus is None else bus
+        bus = SharedBus() if bus is None else bus
         bus[EMBEDDING] = x
         states = []
         for i, layer in enumerate(self.layers):

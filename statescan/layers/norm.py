@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,10 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype).flatten(0, -2)).view(x.shape)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *rest: Any) -> None:
+        # Weights without versions, from a file, are not those of a torch before num_batches_tracked, to which it would be added.
+        super()._load_from_state_dict(state_dict, prefix, local_metadata | {"version": self._version}, *rest)
 
 
 class GatedRMSNorm(nn.Module):

@@ -80,7 +80,8 @@ def _expect_replaced(subject: Subject, name: str, mode: Mode) -> None:
         expected = None
         for path_name, path in _paths(subject, module).items():
             got = run(path, module, x, timeline, gradients=False)
-            if not bool(((got.y - base).abs() > 1e-6).any()):
+            # The forward repeats bit by bit; other paths differ from it by rounding.
+            if torch.equal(got.y, base) if path_name == "forward" else not bool(((got.y - base).abs() > 1e-6).any()):
                 raise LawError(f"{path_name}: the output does not change, so this path reads {name}.weight and never calls the module")
             if expected is not None:
                 try:

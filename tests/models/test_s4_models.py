@@ -61,3 +61,11 @@ def test_a_classifier_sees_both_ways_and_learns() -> None:
     assert not torch.allclose(features[:, 0], model.backbone(model.encoder(changed))[:, 0], atol=1e-6)
     model.train().loss(model(x), torch.tensor([3, 4])).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_weights_load_as_a_file_gives_them() -> None:
+    """Without the versions that torch keeps beside a state dict; a batch norm takes weights without them for older ones."""
+    norm, other = BatchNorm(3), BatchNorm(3)
+    norm(torch.randn(2, 5, 3))
+    other.load_state_dict(dict(norm.state_dict()))
+    assert torch.equal(other.running_mean, norm.running_mean)  # type: ignore[arg-type]
