@@ -1,6 +1,7 @@
 // Gradients of Mamba-3, block by block from the end, for one head. Nothing was saved: a first pass makes the states between blocks again; those of a
-// long call are kept part by part, and each part is gone through forwards once more. Inside a block all writes and queries are rows of small matrix products. A position's write enters with the position behind it, before that one's
-// decay, so row i of the keys belongs to the position before query i; within a block
+// long call are kept part by part, and each part is gone through forwards once more. Inside a block all writes and queries are rows of small
+// matrix products. A position's write enters with the position behind it, before that one's decay, so row i of the keys belongs to the position
+// before query i; within a block
 //     O = P U + entry Q S,   P = (Q K^T) * D,   S' = total S + (left K)^T U
 // with D the decay from before a row's position to behind a query's, and with the gradient H of S'
 //     gU = P^T gO + left K H,  gP = gO U^T * D,  gQ = gP K + entry gO S^T,  gK = gP^T Q + left U H^T,  gS = total H + (entry Q)^T gO
