@@ -255,7 +255,7 @@ class Machine:
         return self._again[size]
 
     def product(self, rows: int, out: int, into: int, dtype: torch.dtype = torch.float32) -> float:
-        """Operations a second of (rows, in) x (in, out), by torch's float32 or by oneDNN's where that is faster.
+        """Operations a second of (rows, in) x (in, out), by torch, and where MKL is slow by oneDNN or ours, whatever is fastest.
 
         Weights narrower than float32 may be widened on the way: the better rate counts. Few rows are measured as many, on at most 4096
         outputs: what a product of few rows waits for is memory, which is counted apart.
@@ -267,8 +267,10 @@ class Machine:
             x, weight = torch.ones(rows, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
             with torch.inference_mode():
                 calls = [lambda: F.linear(x, weight)]
-                if dtype == torch.float32 and products.onednn_is_faster():
+                if dtype == torch.float32 and products.ours_is_faster():
                     calls.append(lambda: products.linear(x, weight))
+                    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+                        calls.append(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
                 self._rates[key] = 2 * rows * out * into / min(self._best(call) for call in calls)
         rate = self._rates[key]
         return rate if dtype == torch.float32 else max(rate, self.product(rows, out, into))

@@ -220,6 +220,13 @@ struct Product {
     View x, y;  // (rows, in), (rows, out): float32
 };
 
+// A product of large matrices: c = a b + bias. One of the two strides of a is 1, and of b.
+struct Gemm {
+    int threads;
+    int64_t rows, columns, depth;
+    View a, b, bias, c;  // (rows, depth), (depth, columns), (columns,) or absent, (rows, columns): float32
+};
+
 // Contiguous double-precision complex arrays: c, d, b (D, M); p, q (D, R, M). k is (D, L).
 struct DplrKernel {
     int threads;
@@ -254,6 +261,7 @@ struct Kernels {
     void (*diagonal_scan)(const DiagonalScan&);
     void (*diagonal_scan_backward)(const DiagonalScanGrad&);
     void (*product)(const Product&);
+    void (*gemm)(const Gemm&);
     void (*run_program)(const ProgramRun&);
     void (*rms_norm)(const RmsNorm&);
     void (*rms_norm_backward)(const RmsNormGrad&);

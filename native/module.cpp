@@ -399,6 +399,12 @@ NB_MODULE(_native, m) {
         kernels.product(a);
     });
 
+    m.def("gemm", [](int threads, int64_t rows, int64_t columns, int64_t depth, V a, V b, V bias, V c) {
+        const statescan::Gemm g{threads, rows, columns, depth, a, b, bias, c};
+        NOGIL;
+        kernels.gemm(g);
+    });
+
     m.def("dplr_kernel", [](int threads, nb::tuple s, const std::vector<int64_t>& at) {
         const auto a = dplr_kernel(threads, s, at);
         NOGIL;

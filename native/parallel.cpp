@@ -30,7 +30,7 @@ struct Scratch {
         return data;
     }
 };
-thread_local Scratch scratch;
+thread_local Scratch scratch, shared;
 
 struct Job {
     TileFn fn;
@@ -59,6 +59,8 @@ bool find_openmp(const char* path) {
     gomp_parallel = parallel_fn;
     return true;
 }
+
+char* shared_scratch(int64_t bytes) { return shared.get(bytes); }
 
 void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context) {
     Job job{fn, context, tiles, scratch_bytes};

@@ -1,7 +1,7 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
 //         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3*.cpp native/log_linear*.cpp native/mesa*.cpp native/causal_conv1d.cpp \
-//         native/diagonal_scan.cpp native/product.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
+//         native/diagonal_scan.cpp native/product.cpp native/gemm.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
 #include <cmath>
@@ -18,6 +18,12 @@
 #include "parallel.h"
 
 namespace statescan {
+
+char* shared_scratch(int64_t bytes) {
+    static std::vector<char> memory;
+    memory.assign(static_cast<size_t>(bytes) + 64, static_cast<char>(0xff));
+    return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
 
 void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context) {
     auto work = [&](int first) {
@@ -435,6 +441,19 @@ void product_case(const Kernels& kernels, int64_t rows, int64_t out, int64_t in,
     finite(p.y, rows * out);
 }
 
+void gemm_case(const Kernels& kernels, int64_t rows, int64_t columns, int64_t depth, bool turn_a, bool turn_b, bool bias) {
+    Case c;
+    Gemm a{};
+    a.rows = rows, a.columns = columns, a.depth = depth;
+    a.a = turn_a ? c.in({depth, rows}) : c.in({rows, depth}), a.b = turn_b ? c.in({columns, depth}) : c.in({depth, columns});
+    if (turn_a) a.a.stride[0] = 1, a.a.stride[1] = rows;
+    if (turn_b) a.b.stride[0] = 1, a.b.stride[1] = depth;
+    if (bias) a.bias = c.in({columns});
+    a.c = c.out({rows, columns});
+    c.run([&](int threads) { a.threads = threads, kernels.gemm(a); });
+    finite(a.c, rows * columns);
+}
+
 void norm_case(const Kernels& kernels, int64_t rows, int64_t width, int64_t groups, int gate, int32_t type) {
     Case c;
     RmsNorm a{};
@@ -511,6 +530,14 @@ void all(const Kernels& kernels) {
             product_case(kernels, rows, 1, 1, type);
             product_case(kernels, rows, 70, 33, type);
             product_case(kernels, rows, 130, 96, type);
+        }
+    running = "gemm";
+    for (bool turn_a : {false, true})
+        for (bool turn_b : {false, true}) {
+            gemm_case(kernels, 1, 1, 1, turn_a, turn_b, false);
+            gemm_case(kernels, 13, 33, 7, turn_a, turn_b, true);
+            gemm_case(kernels, 25, 67, 800, turn_a, turn_b, true);
+            gemm_case(kernels, 1540, 18, 5, turn_a, turn_b, false);
         }
     running = "rms_norm";
     for (int32_t type : {kFloat, kBFloat16})

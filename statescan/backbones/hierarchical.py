@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from statescan import state as states
 from statescan.backbones.flat import FlatBackbone, FlatState
+from statescan.layers.linear import Linear
 from statescan.ops.checks import check_shape
 from statescan.protocols import Bus
 from statescan.registry import register
@@ -53,8 +54,8 @@ class HierarchicalBackbone(nn.Module):
         self.channels, self.chunk = channels, chunk
         self.low, self.high = low(), high()
         self.d_model = self.high.d_model
-        self.embed = nn.Linear(channels, self.low.d_model)
-        self.summary = nn.Linear(self.low.d_model, self.d_model)
+        self.embed = Linear(channels, self.low.d_model)
+        self.summary = Linear(self.low.d_model, self.d_model)
 
     @property
     def causal(self) -> bool:

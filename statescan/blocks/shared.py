@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from statescan.blocks.residual import Residual
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.layers.mlp import Activation, activate
 from statescan.mixers.attention import Attention, AttentionState, GrowingAttentionState
 from statescan.ops.checks import check_positive
@@ -38,7 +39,7 @@ class LowRank(nn.Sequential):
     """(..., inputs) -> (..., outputs) through ``rank`` channels: what one use of a shared projection adds to it."""
 
     def __init__(self, inputs: int, rank: int, outputs: int) -> None:
-        super().__init__(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False))
+        super().__init__(Linear(inputs, rank, bias=False), Linear(rank, outputs, bias=False))
 
 
 class SharedBlock(nn.Module):
@@ -61,9 +62,9 @@ class SharedBlock(nn.Module):
         )  # fmt: skip
         self.mlp_norm = RMSNorm(d_model, norm_eps)
         self.activation: Activation = activation
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate_proj = Linear(d_model, d_ff, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(
         self, x: Tensor, timeline: Timeline | None, state: State | None, adapters: nn.ModuleDict, gate_up: nn.Module | None
@@ -138,7 +139,7 @@ class SharedBlockLayer(Residual):
         if rank is not None and adapt_attention:
             widths = {name: getattr(self.block.attention, f"{name}_proj").out_features for name in ("q", "k", "v")}
             self.adapters.update({name: LowRank(2 * d_model, rank, width) for name, width in widths.items()})
-        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.output = Linear(d_model, d_model, bias=False)
 
     def forward(
         self, x: Tensor, timeline: Timeline | None = None, *, state: State | None = None, bus: Bus | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from statescan.engine import rows
 from statescan.engine.rows import Row
-from statescan.layers import CausalConv1d, DeltaProjection, LayerNorm, OffsetRMSNorm, QuantLinear, RMSNorm
+from statescan.layers import CausalConv1d, DeltaProjection, LayerNorm, Linear, OffsetRMSNorm, QuantLinear, RMSNorm
 from statescan.layers.grouped import BlockLinear
 from statescan.layers.norm import GroupLayerNorm
 from statescan.ops import native_gate as gate
@@ -205,7 +205,7 @@ class Builder:
         self.program.norm(source, target, weight.numel(), view(weight), module.eps)
 
     def _linear(self, module: nn.Module) -> nn.Linear:
-        self.read(module, nn.Linear, DeltaProjection, QuantLinear)
+        self.read(module, nn.Linear, Linear, DeltaProjection, QuantLinear)
         assert isinstance(module, nn.Linear)
         return module
 

@@ -125,8 +125,7 @@ class Engine:
     ) -> tuple[Tensor, FlatState]:
         """A chunk: ids (B, L) -> float32 logits (B, L, V), or (B, V) at one position a row, and the state.
 
-        The model's own scan, with other products where torch's are slow: widened tile by tile where bfloat16 has no instructions, in oneDNN
-        where MKL has none for AVX-512 (AMD).
+        The model's own scan, its bfloat16 weights widened tile by tile where the processor has no instructions for them.
         """
         with products_of(self.model):
             logits, state = self.model.scan(ids, state, timeline, logits_at=logits_at)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from statescan.backbones import PoolUNet
 from statescan.blocks import Residual
 from statescan.heads.sound import SoundModel
-from statescan.layers import MLP
+from statescan.layers import MLP, Linear
 from statescan.layers.norm import LayerNorm
 from statescan.mixers import S4D
 from statescan.mixers.pooled import Pooled
@@ -75,7 +75,7 @@ class SoundDecoder:
 
     def _coarse(self, pooled: Pooled) -> Step:
         """The pooled stage: what it gives to this position; it runs when a block is complete."""
-        if not (_plain(pooled, Pooled) and _plain(pooled.down, nn.Linear) and _plain(pooled.up, nn.Linear)):
+        if not (_plain(pooled, Pooled) and _plain(pooled.down, Linear) and _plain(pooled.up, Linear)):
             return self._stepped(pooled)
         inner = self._pooled(pooled.inner) if _plain(pooled.inner, PoolUNet) else self._stepped(pooled.inner)
         size, width = pooled.pool, pooled.d_model
@@ -174,7 +174,7 @@ _ACTIVATIONS: dict[str, Step] = {"gelu": F.gelu, "silu": F.silu, "relu": torch.r
 
 def _affine(layer: nn.Module) -> Step:
     """A Linear as one product; anything else as it is."""
-    if not _plain(layer, nn.Linear) or layer.bias is None:
+    if not _plain(layer, Linear) or layer.bias is None:
         return layer
     weight, bias = layer.weight.detach().T, layer.bias.detach()  # type: ignore[operator]
     return lambda x: torch.addmm(bias, x, weight)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statescan.backbones import FlatBackbone, FlatState
 from statescan.blocks import Residual
+from statescan.layers.linear import Linear
 from statescan.layers.norm import NormKind
 from statescan.parameters import parameter_groups
 from statescan.timeline import Timeline
@@ -118,7 +119,7 @@ class ActorCritic(nn.Module):
 
 
 def _linear(width: int, out: int, gain: float = math.sqrt(2)) -> nn.Linear:
-    layer = nn.Linear(width, out)
+    layer = Linear(width, out)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.backbones.pyramid import Pyramid
+from statescan.layers.linear import Linear
 from statescan.layers.vision import init_linears
 from statescan.parameters import parameter_groups
 from statescan.registry import register
@@ -28,7 +29,7 @@ class Classifier(nn.Module):
             raise ValueError(f"num_classes must be 0 (pooled features) or more; got {num_classes}")
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(d_model, num_classes) if num_classes else None
+        self.fc = Linear(d_model, num_classes) if num_classes else None
         init_linears(self)
 
     def forward(self, features: Tensor, pre_logits: bool = False) -> Tensor:

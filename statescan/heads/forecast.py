@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.mixers.companion import ClosedLoopCompanion, CompanionState
 from statescan.registry import register
 from statescan.timeline import Timeline, hide
@@ -35,7 +36,7 @@ class ClosedLoopForecast(nn.Module):
         super().__init__()
         self.mixer = ClosedLoopCompanion(d_model, d_state)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(d_model, d_output)
+        self.fc = Linear(d_model, d_output)
 
     def forward(
         self,

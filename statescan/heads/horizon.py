@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.backbones import FlatBackbone, FlatState
+from statescan.layers.linear import Linear
 from statescan.ops.positions import latest
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
@@ -71,9 +72,9 @@ class SeriesModel(nn.Module):
             raise ValueError(f"variates and horizon must be positive; got {variates} and {horizon}")
         check_quantiles(quantiles)
         self.variates, self.horizon, self.quantiles, self.uneven = variates, horizon, tuple(quantiles), uneven
-        self.in_proj = nn.Linear(2 * variates + uneven, d_model)
+        self.in_proj = Linear(2 * variates + uneven, d_model)
         self.backbone = FlatBackbone(d_model, layers, parts or {"M": Spec("Mamba"), "F": Spec("GatedMLP", d_ff=2 * d_model)})
-        self.head = nn.Linear(d_model, horizon * variates * (1 + len(self.quantiles)))
+        self.head = Linear(d_model, horizon * variates * (1 + len(self.quantiles)))
         nn.init.zeros_(self.head.weight)  # training begins from the forecast that nothing changes
         nn.init.zeros_(self.head.bias)
         self.times_backbone = uneven and all(getattr(layer.mixer, "has_time", True) for layer in self.backbone.layers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from statescan.backbones import FlatBackbone, FlatState
 from statescan.heads.cross_entropy import cross_entropy
 from statescan.layers import QuantLinear
+from statescan.layers.linear import Linear
 from statescan.layers.norm import NormKind
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
@@ -70,7 +71,7 @@ class LanguageModel(nn.Module):
             d_model, layers, parts or {"M": Spec("Mamba")}, vocab_size, norm_eps, residual_in_fp32, norm=norm,
             embedding_scale=embedding_scale, embedding_norm=embedding_norm, residual_scale=residual_scale,
         )  # fmt: skip
-        self.lm_head = nn.Linear(d_model, vocab_size, bias=head_bias)
+        self.lm_head = Linear(d_model, vocab_size, bias=head_bias)
         self.tie()
         self.tokenizer: Any = None
         """How text becomes ids; set when a folder that has one is loaded."""

@@ -17,6 +17,7 @@ from statescan.backbones import FlatBackbone
 from statescan.blocks import AddNorm
 from statescan.heads.cross_entropy import cross_entropy
 from statescan.layers import QuantLinear
+from statescan.layers.linear import Linear
 from statescan.layers.norm import NormKind, make_norm
 from statescan.parameters import parameter_groups
 from statescan.protocols import Bus
@@ -63,9 +64,9 @@ class MaskedLanguageModel(nn.Module):
         self.backbone = FlatBackbone(
             d_model, layers, made, vocab_size, norm_eps, residual_in_fp32, norm_f=not post_norm, norm=norm, embedding_norm=True
         )
-        self.dense = nn.Linear(d_model, d_model)
+        self.dense = Linear(d_model, d_model)
         self.norm = make_norm(norm, d_model, norm_eps)
-        self.lm_head = nn.Linear(d_model, vocab_size)
+        self.lm_head = Linear(d_model, vocab_size)
         nn.init.zeros_(self.lm_head.bias)
         self.tie()
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.backbones import FlatBackbone, HierarchicalBackbone
+from statescan.layers.linear import Linear
 from statescan.layers.norm import NormKind
 from statescan.parameters import parameter_groups
 from statescan.registry import register
@@ -66,11 +67,11 @@ class SequenceClassifier(nn.Module):
         if pairs and pool == "none":
             raise ValueError("pairs are of whole sequences: pool must be mean or last")
         self.d_input, self.kind, self.pool, self.pairs = d_input, encoder, pool, pairs
-        self.encoder: nn.Module = nn.Embedding(d_input, d_model) if encoder == "embedding" else nn.Linear(d_input, d_model)
+        self.encoder: nn.Module = nn.Embedding(d_input, d_model) if encoder == "embedding" else Linear(d_input, d_model)
         self.backbone: FlatBackbone | HierarchicalBackbone
         self.backbone = FlatBackbone(d_model, layers, parts, norm=norm, norm_f=norm_f, norm_eps=norm_eps, dropout=dropout)
-        self.pair = nn.Linear(4 * d_model, d_model) if pairs else None
-        self.decoder = nn.Linear(d_model, num_classes)
+        self.pair = Linear(4 * d_model, d_model) if pairs else None
+        self.decoder = Linear(d_model, num_classes)
 
     def forward(self, x: Tensor, timeline: Timeline | None = None) -> Tensor:
         """Scores: (B, num_classes), half as many rows for pairs, or (B, L, num_classes) without a pool."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from statescan.backbones import PoolUNet
 from statescan.heads.logistic_mixture import LogisticMixture
 from statescan.heads.waveform import linear_decode, linear_encode, mu_law_decode, mu_law_encode
+from statescan.layers.linear import Linear
 from statescan.layers.norm import NormKind, make_norm
 from statescan.mixers.s4 import S4
 from statescan.ops.checks import check_positive
@@ -67,12 +68,12 @@ class SoundModel(nn.Module):
             raise ValueError(f"{levels} levels need a mixture: set components, for example to 10, or levels to 256")
         self.d_model, self.levels, self.rate, self.components = d_model, levels, rate, components
         self.coding: Coding = coding
-        self.embedding = nn.Linear(1, d_model) if components else nn.Embedding(levels, d_model)
+        self.embedding = Linear(1, d_model) if components else nn.Embedding(levels, d_model)
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=0.02)
         self.network = network(d_model)
         self.norm_f = make_norm(norm, d_model, norm_eps)
-        self.head = nn.Linear(d_model, 3 * components or levels)
+        self.head = Linear(d_model, 3 * components or levels)
         if components:
             with torch.no_grad():  # spread over the middle, a tenth of the range wide
                 self.head.bias[:components] = 0

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.ops.checks import check_positive, check_shape
 from statescan.ops.rnnt import rnnt
 from statescan.protocols import State
@@ -62,9 +63,9 @@ class Transducer(nn.Module):
         self.encoder = encoder()
         self.embedding = nn.Embedding(vocab_size, d_predictor)
         self.predictor = nn.LSTM(d_predictor, d_predictor, n_predictor, batch_first=True)
-        self.from_encoder = nn.Linear(d_encoder, d_joint)
-        self.from_predictor = nn.Linear(d_predictor, d_joint, bias=False)
-        self.out = nn.Linear(d_joint, vocab_size)
+        self.from_encoder = Linear(d_encoder, d_joint)
+        self.from_predictor = Linear(d_predictor, d_joint, bias=False)
+        self.out = Linear(d_joint, vocab_size)
 
     def forward(self, x: Tensor, targets: Tensor, timeline: Timeline | None = None, *, subnet: Any = None) -> Tensor:
         """Features (B, T, d_input) and labels (B, U) -> logits (B, T, U + 1, V). ``subnet`` goes to an elastic encoder."""

@@ -32,6 +32,7 @@ from statescan.interop.keys import Keys, Rename
 from statescan.interop.original import read_original, write_original
 from statescan.interop.weights import check_finite, check_match, read_weights, some
 from statescan.layers import QuantLinear
+from statescan.layers.linear import is_plain
 from statescan.parameters import Dynamic
 from statescan.spec import Spec
 
@@ -168,7 +169,7 @@ def _build(spec: Spec[Any], quantized: Mapping[str, Any]) -> Any:
     model = spec()
     for name, how in quantized.items():
         linear = dict(model.named_modules()).get(name)
-        if type(linear) is not nn.Linear or not isinstance(how, list) or len(how) != 2:
+        if not is_plain(linear) or not isinstance(how, list) or len(how) != 2:
             raise ValueError(f"quantization names {name!r} with {how!r}; expected a Linear of the model with [bits, group size]")
         bits, group_size = how
         new = QuantLinear(linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group_size=group_size)

@@ -2,6 +2,7 @@
 
 from statescan.layers.conv import CausalConv1d
 from statescan.layers.delta import DeltaProjection, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.layers.mlp import MLP, GatedMLP
 from statescan.layers.moe import load_balancing_loss, router_z_loss
 from statescan.layers.norm import GatedRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
@@ -14,6 +15,7 @@ __all__ = [
     "GatedMLP",
     "GatedRMSNorm",
     "LayerNorm",
+    "Linear",
     "OffsetRMSNorm",
     "QuantLinear",
     "RMSNorm",

@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.registry import register
 
 Padding = Literal["zeros", "circular"]
@@ -49,7 +50,7 @@ class FrameBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.skip = nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
+        self.skip = nn.Identity() if inputs == outputs else Linear(inputs, outputs, bias=False)
         self.norms = nn.ModuleList(ImageGroupNorm(groups, width) for width in (inputs, outputs))
         self.convs = nn.ModuleList(ImageConv(width, outputs) for width in (inputs, outputs))
 
@@ -91,7 +92,7 @@ class FrameDecoder(nn.Module):
         order = widths[::-1]
         self.blocks = nn.ModuleList(FrameBlock(a, b, groups) for a, b in zip((widths[0], *order[:-1]), order, strict=True))
         self.norm = nn.LayerNorm(widths[0], eps=1e-6)
-        self.out = nn.Linear(widths[0], channels)
+        self.out = Linear(widths[0], channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

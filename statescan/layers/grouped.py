@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.ops.checks import state_dtype
+from statescan.ops.products import linear
 from statescan.parameters import Dynamic
 
 
@@ -37,10 +37,10 @@ class GroupedLinear(Dynamic):
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The matrix products, with a bias of the weight's own dtype."""
         if x.shape[-2] == 1:
-            y = F.linear(x.squeeze(-2), self.weight.flatten(0, 1), None if bias is None else bias.flatten())
+            y = linear(x.squeeze(-2), self.weight.flatten(0, 1), None if bias is None else bias.flatten())
             return y.unflatten(-1, self.weight.shape[:2])
         biases = [None] * self.weight.shape[0] if bias is None else bias.unbind()
-        return torch.stack([F.linear(x[..., k, :], w, biases[k]) for k, w in enumerate(self.weight.unbind())], dim=-2)
+        return torch.stack([linear(x[..., k, :], w, biases[k]) for k, w in enumerate(self.weight.unbind())], dim=-2)
 
     def extra_repr(self) -> str:
         groups, out_features, in_features = self.weight.shape

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.ops.checks import check_positive
 from statescan.registry import register
 
@@ -31,8 +32,8 @@ class MLP(nn.Module):
         super().__init__()
         check_positive(d_model=d_model, d_ff=d_ff)
         self.activation: Activation = activation
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(activate(self.up_proj(x), self.activation))
@@ -54,9 +55,9 @@ class GatedMLP(nn.Module):
         check_positive(d_model=d_model, d_ff=d_ff)
         self.activation: Activation = activation
         self.multipliers = (float(multipliers[0]), float(multipliers[1]))
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate_proj = Linear(d_model, d_ff, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, down = self.multipliers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from statescan.layers.mlp import Activation, activate
 from statescan.ops.checks import check_positive, exactly, state_dtype
+from statescan.ops.products import linear
 
 ROUTER = "router"
 """Key of the bus: a list to which every router of a call appends its :class:`RouterStatistics`."""
@@ -70,13 +71,13 @@ class Experts(nn.Module):
         return (out[order.argsort()].view(*index.shape, -1) * weight.unsqueeze(-1)).sum(1).to(x.dtype)
 
     def _apply_one(self, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        h = F.linear(x, up)
+        h = linear(x, up)
         if self.gated:
             gate, h = h.chunk(2, dim=-1)
             h = activate(gate, self.activation) * h
         else:
             h = activate(h, self.activation)
-        return F.linear(h, down)
+        return linear(h, down)
 
     def extra_repr(self) -> str:
         experts, d_model, d_ff = self.down_proj.shape

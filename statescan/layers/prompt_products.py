@@ -1,4 +1,4 @@
-"""The products of a prompt, without gradients, where torch's own are slow: bfloat16 without instructions for it, float32 in MKL on AMD."""
+"""The products of a bfloat16 prompt, without gradients, on processors that have no instructions for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from statescan.ops import products
+from statescan.ops import native_gate as gate
 
 TILE = 1024
 """Outputs widened at a time."""
@@ -24,10 +24,8 @@ def widening() -> bool:
 
 
 def products_of(model: nn.Module) -> AbstractContextManager[Any]:
-    """:class:`PromptProducts` for inference with a model that has weights of a type whose products are slow on this processor."""
-    types = {p.dtype for p in model.parameters()}
-    needed = (torch.bfloat16 in types and widening()) or (torch.float32 in types and products.onednn_is_faster())
-    return PromptProducts() if needed else nullcontext()
+    """:class:`PromptProducts` for inference with a model that has bfloat16 weights, where their products are slow."""
+    return PromptProducts() if widening() and any(p.dtype == torch.bfloat16 for p in model.parameters()) else nullcontext()
 
 
 def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -44,18 +42,26 @@ def widened(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-class PromptProducts(TorchFunctionMode):
-    """Inside the block, every ``F.linear`` of plain tensors on the CPU that needs no gradient is :func:`widened` (bfloat16, on a processor
-    without instructions for it) or :func:`statescan.ops.products.linear` (float32).
+def _suits(*tensors: Tensor | None) -> bool:
+    """Whether these are plain bfloat16 tensors on the CPU that no gradient, compiler or autocast is after."""
+    given = [t for t in tensors if t is not None]
+    return (
+        gate.direct(*given)
+        and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in given)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
-    Modules are called as ever, so hooks, adapters and subclasses act. Outputs of bfloat16 are those of an exact product, rounded.
+
+class PromptProducts(TorchFunctionMode):
+    """Inside the block, every ``F.linear`` of plain bfloat16 tensors on the CPU that needs no gradient is :func:`widened`, on a processor
+    without instructions for bfloat16.
+
+    Modules are called as ever, so hooks, adapters and subclasses act. Outputs are those of an exact product, rounded.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is F.linear and not kwargs and len(args) in (2, 3) and args[0].numel() >= FEW * args[0].shape[-1]:
             x, weight, bias = args if len(args) == 3 else (*args, None)
-            if products.suits(x, weight, bias, torch.float32):
-                return products.linear(x, weight, bias)
-            if widening() and products.suits(x, weight, bias, torch.bfloat16):
+            if widening() and _suits(x, weight, bias):
                 return widened(x, weight, bias)
         return func(*args, **(kwargs or {}))

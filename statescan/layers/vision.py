@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.registry import register
 
 
@@ -49,7 +50,7 @@ class MLP(nn.Module):
     def __init__(self, d_model: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
         super().__init__()
         hidden = int(d_model * ratio)
-        self.fc1, self.fc2 = nn.Linear(d_model, hidden), nn.Linear(hidden, d_model)
+        self.fc1, self.fc2 = Linear(d_model, hidden), Linear(hidden, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class PatchMerge(nn.Module):
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * d_in)
-        self.reduction = nn.Linear(4 * d_in, d_out, bias=False)
+        self.reduction = Linear(4 * d_in, d_out, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]

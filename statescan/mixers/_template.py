@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.ops import diagonal_scan
 from statescan.ops.checks import state_dtype
 from statescan.protocols import Bus, CausalMixer
@@ -49,9 +50,9 @@ class Template(CausalMixer):
     def __init__(self, d_model: int, expand: float = 1) -> None:
         super().__init__()
         self.d_inner = int(expand * d_model)
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner)
+        self.in_proj = Linear(d_model, 2 * self.d_inner)
         self.gate_bias = nn.Parameter(torch.linspace(0.0, 4.0, self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model)
+        self.out_proj = Linear(self.d_inner, d_model)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import OffsetRMSNorm, RMSNorm
+from statescan.layers.linear import Linear
 from statescan.layers.rotary import rotate
 from statescan.mixers.sight import Shared, Sight, attend, remember, take
 from statescan.ops.checks import check_positive
@@ -212,15 +213,15 @@ class Attention(Caching):
         self.writes = () if share is None else (share,)
         self.scale = self.head_dim**-0.5 if scale is None else scale
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(d_model, queries * (2 if gate else 1), bias=bias)
-        self.k_proj = nn.Linear(d_model, keys, bias=bias)
-        self.v_proj = nn.Linear(d_model, keys, bias=bias)
+        self.q_proj = Linear(d_model, queries * (2 if gate else 1), bias=bias)
+        self.k_proj = Linear(d_model, keys, bias=bias)
+        self.v_proj = Linear(d_model, keys, bias=bias)
         self.norms_heads, norm = qk_norm != "whole", OffsetRMSNorm if qk_norm == "offset" else RMSNorm
         self.q_norm = norm(self.head_dim if self.norms_heads else queries, norm_eps) if qk_norm else None
         self.k_norm = norm(self.head_dim if self.norms_heads else keys, norm_eps) if qk_norm else None
         heads = (self.num_heads, self.num_kv_heads, self.head_dim)
         self.difference = None if lambda_init is None else Difference(*heads, lambda_init, norm_eps)
-        self.o_proj = nn.Linear(queries, d_model if out_features is None else out_features, bias=out_bias)
+        self.o_proj = Linear(queries, d_model if out_features is None else out_features, bias=out_bias)
 
     def forward(
         self,

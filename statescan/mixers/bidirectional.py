@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from statescan.layers.linear import Linear
 from statescan.mixers.mamba import Mamba
 from statescan.protocols import Bus, CausalMixer, Mixer
 from statescan.registry import register
@@ -55,9 +56,9 @@ class Bidirectional(Mixer):
                 f"{type(self.ahead).__name__} writes {', '.join(self.ahead.writes)} on the bus, where two copies would collide"
             )
         if merge == "concat":
-            self.out_proj = nn.Linear(2 * d_model, d_model)
+            self.out_proj = Linear(2 * d_model, d_model)
         elif merge == "gate":
-            self.gate_proj = nn.Linear(d_model, d_model)
+            self.gate_proj = Linear(d_model, d_model)
         elif merge not in ("add", "mean"):
             raise ValueError(f"merge must be add, mean, concat or gate; got {merge!r}")
         if merge == "concat":

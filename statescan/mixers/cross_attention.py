@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from statescan.layers.linear import Linear
 from statescan.layers.rotary import rotate
 from statescan.mixers.attention import Difference, head_sizes, see
 from statescan.mixers.sight import Shared
@@ -63,9 +64,9 @@ class CrossAttention(Stateless):
         heads = self.num_heads, self.num_kv_heads, self.head_dim = head_sizes(d_model, num_heads, num_kv_heads, head_dim)
         self.source, self.reads = source, (source,)
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.q_proj = nn.Linear(d_model, self.num_heads * self.head_dim, bias=bias)
+        self.q_proj = Linear(d_model, self.num_heads * self.head_dim, bias=bias)
         self.difference = None if lambda_init is None else Difference(*heads, lambda_init, norm_eps)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, d_model, bias=out_bias)
+        self.o_proj = Linear(self.num_heads * self.head_dim, d_model, bias=out_bias)
 
     def forward(
         self,

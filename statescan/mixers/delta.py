@@ -8,9 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import CausalConv1d, RMSNorm
+from statescan.layers.linear import Linear
 from statescan.ops import delta_rule
 from statescan.ops.checks import check_positive, state_dtype
 from statescan.protocols import Bus, CausalMixer
@@ -58,14 +59,14 @@ class DeltaMixer(CausalMixer):
         self.d_model, self.num_writes, self.conv_size = d_model, writes, conv_size
         self.key_shape, self.value_shape = (key_heads, key_width), (value_heads, value_width)
         keys, values = key_heads * key_width, value_heads * value_width
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.k_proj = nn.Linear(d_model, writes * keys, bias=False)
-        self.v_proj = nn.Linear(d_model, writes * values, bias=False)
+        self.q_proj = Linear(d_model, keys, bias=False)
+        self.k_proj = Linear(d_model, writes * keys, bias=False)
+        self.v_proj = Linear(d_model, writes * values, bias=False)
         self.q_conv1d = CausalConv1d(keys, conv_size, bias=False, activation="silu")
         self.k_conv1d = CausalConv1d(writes * keys, conv_size, bias=False, activation="silu")
         self.v_conv1d = CausalConv1d(writes * values, conv_size, bias=False, activation="silu")
         self.o_norm = RMSNorm(value_width, norm_eps)
-        self.o_proj = nn.Linear(values, d_model, bias=False)
+        self.o_proj = Linear(values, d_model, bias=False)
 
     @abstractmethod
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,8 +7,9 @@ https://arxiv.org/abs/2406.06484. Parameter names are those of the released code
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from statescan.layers.linear import Linear
 from statescan.mixers.delta import DeltaMixer, strength
 from statescan.registry import register
 
@@ -51,8 +52,8 @@ class DeltaNet(DeltaMixer):
         value_width = split_width("expand_v", d_model, expand_v, num_heads)
         super().__init__(d_model, num_heads, num_heads, key_width, value_width, 1, conv_size, norm_eps)
         self.allow_neg_eigval = allow_neg_eigval
-        self.b_proj = nn.Linear(d_model, num_heads, bias=False)
-        self.g_proj = nn.Linear(d_model, num_heads * value_width, bias=False) if use_gate else None
+        self.b_proj = Linear(d_model, num_heads, bias=False)
+        self.g_proj = Linear(d_model, num_heads * value_width, bias=False) if use_gate else None
 
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return strength(self.b_proj(x), self.allow_neg_eigval).unsqueeze(2), None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.mixers.delta import DeltaMixer, head_decay, strength
 from statescan.ops.checks import check_range
 from statescan.registry import register
@@ -67,11 +68,11 @@ class GatedDeltaNet(DeltaMixer):
         heads, width = num_heads if num_v_heads is None else num_v_heads, round(expand_v * head_dim)
         super().__init__(d_model, num_heads, heads, head_dim, width, num_writes, conv_size, norm_eps)
         self.allow_neg_eigval = allow_neg_eigval
-        self.a_proj = nn.Linear(d_model, heads, bias=False)
-        self.b_proj = nn.Linear(d_model, num_writes * heads, bias=False)
+        self.a_proj = Linear(d_model, heads, bias=False)
+        self.b_proj = Linear(d_model, num_writes * heads, bias=False)
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
         self.dt_bias = nn.Parameter(init_delta_bias((heads,), 0.001, 0.1, 1e-4))
-        self.g_proj = nn.Linear(d_model, heads * width, bias=False) if use_gate else None
+        self.g_proj = Linear(d_model, heads * width, bias=False) if use_gate else None
 
     def rates(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         beta = strength(self.b_proj(x), self.allow_neg_eigval).unflatten(-1, (self.num_writes, -1))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.mixers.deltanet import split_width
 from statescan.ops import linear_attention
 from statescan.ops.checks import check_positive, state_dtype
@@ -73,13 +74,13 @@ class GLA(CausalMixer):
         self.num_heads, self.key_width, self.value_width = num_heads, key_width, value_width
         self.gate_logit_normalizer = gate_logit_normalizer
         keys, values = num_heads * key_width, num_heads * value_width
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.k_proj = nn.Linear(d_model, keys, bias=False)
-        self.v_proj = nn.Linear(d_model, values, bias=False)
-        self.g_proj = nn.Linear(d_model, values, bias=False)
-        self.gk_proj = nn.Sequential(nn.Linear(d_model, gate_low_rank_dim, bias=False), nn.Linear(gate_low_rank_dim, keys))
+        self.q_proj = Linear(d_model, keys, bias=False)
+        self.k_proj = Linear(d_model, keys, bias=False)
+        self.v_proj = Linear(d_model, values, bias=False)
+        self.g_proj = Linear(d_model, values, bias=False)
+        self.gk_proj = nn.Sequential(Linear(d_model, gate_low_rank_dim, bias=False), Linear(gate_low_rank_dim, keys))
         self.g_norm_swish_gate = RMSNorm(value_width, norm_eps)
-        self.o_proj = nn.Linear(values, d_model, bias=False)
+        self.o_proj = Linear(values, d_model, bias=False)
 
     def forward(
         self,

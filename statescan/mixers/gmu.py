@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.layers.norm import RMSNorm
 from statescan.ops.checks import check_positive
 from statescan.protocols import Bus, Stateless
@@ -41,9 +42,9 @@ class GatedMemoryUnit(Stateless):
         super().__init__()
         check_positive(d_model=d_model, d_inner=d_inner)
         self.source, self.reads, self.d_inner = source, (source,), d_inner
-        self.in_proj = nn.Linear(d_model, d_inner, bias=False)
+        self.in_proj = Linear(d_model, d_inner, bias=False)
         self.norm = RMSNorm(d_inner, norm_eps) if norm else nn.Identity()
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
 
     def forward(
         self,

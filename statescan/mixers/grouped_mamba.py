@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.mixers.mamba import MambaState
 from statescan.ops import selective_scan
 from statescan.ops.checks import check_positive, state_dtype
@@ -77,15 +78,15 @@ class GroupedMamba(CausalMixer):
         self.d_model, self.d_inner, self.d_xb, self.d_state, self.d_conv = d_model, d_inner, d_xb, d_state, d_conv
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         check_positive(dt_rank=self.dt_rank)
-        self.in_proj = nn.Linear(d_model, 2 * d_inner + 2 * d_xb, bias=bias)
+        self.in_proj = Linear(d_model, 2 * d_inner + 2 * d_xb, bias=bias)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, activation="silu")
-        self.dt_in_proj = nn.Linear(d_model, self.dt_rank, bias=False)
+        self.dt_in_proj = Linear(d_model, self.dt_rank, bias=False)
         self.dt_proj = DeltaProjection(self.dt_rank, d_inner)
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         self.dt_proj.bias = nn.Parameter(init_delta_bias((d_inner,), dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+        self.out_proj = Linear(d_inner, d_model, bias=bias)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan import dynamics as dyn
+from statescan.layers.linear import Linear
 from statescan.mixers.long_conv import KernelInit, LongConv, WindowState
 from statescan.mixers.s4d import S4D, S4DState
 from statescan.mixers.shift import Shift, TapsState
@@ -44,7 +45,7 @@ class KeyValueMemory(CausalMixer):
         if d_model % num_heads:
             raise ValueError(f"num_heads must divide d_model; got {num_heads} and {d_model}")
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, d_model // num_heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d_model, d_model) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (Linear(d_model, d_model) for _ in range(3))
 
     @abstractmethod
     def parts(self, state: State, x: Tensor) -> tuple[Any, Any]:
@@ -158,7 +159,7 @@ class H3(KeyValueMemory):
         self.ssm.out_proj = nn.Identity()  # type: ignore[assignment]  # heads meet in out_proj alone
         for system in (self.shift, self.ssm):
             system.learning_rates = {name: 1e-3 for name, _ in system.named_parameters(recurse=False)}
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
 
     def parts(self, state: State, x: Tensor) -> tuple[TapsState, S4DState]:
         if not isinstance(state, H3State):
@@ -241,7 +242,7 @@ class H3Conv(KeyValueMemory):
 
         self.shift: LongConv = kernel(d_model)
         self.ssm: LongConv = kernel(self.num_heads)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
 
     def parts(self, state: State, x: Tensor) -> tuple[WindowState, WindowState]:
         if not isinstance(state, H3ConvState):

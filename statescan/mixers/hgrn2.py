@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import MatrixState, zeros_for
 from statescan.ops import linear_attention
 from statescan.ops.checks import state_dtype
@@ -53,11 +54,11 @@ class HGRN2(CausalMixer):
         if not 0 <= lower_bound < 1:
             raise ValueError(f"lower_bound must lie in [0, 1); got {lower_bound}")
         self.d_model, self.expand_ratio, self.lower_bound = d_model, expand_ratio, lower_bound
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.f_proj = nn.Linear(d_model, d_model, bias=False)
-        self.i_proj = nn.Linear(d_model, d_model, bias=False)
+        self.q_proj = Linear(d_model, d_model, bias=False)
+        self.f_proj = Linear(d_model, d_model, bias=False)
+        self.i_proj = Linear(d_model, d_model, bias=False)
         self.g_norm = RMSNorm(d_model, norm_eps)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        self.o_proj = Linear(d_model, d_model, bias=False)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import GatedRMSNorm, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.ops import causal_conv1d, ssd
 from statescan.ops.checks import check_positive
 from statescan.protocols import Bus, Mixer
@@ -111,15 +112,15 @@ class Hydra(Mixer):
         self.headdim, self.nheads, self.chunk_size = headdim, self.d_inner // headdim, chunk_size
         self.dt_limit, self.maps = (float(dt_limit[0]), float(dt_limit[1])), (2, 2, ngroups, d_state)
         width = self.d_inner + math.prod(self.maps)
-        self.in_proj = nn.Linear(d_model, self.d_inner + width + 2 * self.nheads, bias=bias)
+        self.in_proj = Linear(d_model, self.d_inner + width + 2 * self.nheads, bias=bias)
         self.conv1d = CenteredConv1d(width, d_conv, conv_bias)
         self.init_states = nn.Parameter(torch.zeros(self.nheads, headdim, d_state)) if learnable_init_states else None
         self.dt_bias = nn.Parameter(init_delta_bias((self.nheads,), dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.zeros(self.nheads))
         self.D = nn.Parameter(torch.ones(self.nheads))
-        self.fc_D = nn.Linear(self.d_inner, self.nheads, bias=False)
+        self.fc_D = Linear(self.d_inner, self.nheads, bias=False)
         self.norm = GatedRMSNorm(self.d_inner, eps=norm_eps, norm_before_gate=True)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias)
 
     def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:
         v, delta_raw, maps, diagonal, z = self.streams(x, timeline)

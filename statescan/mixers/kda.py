@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.mixers.delta import DeltaMixer, head_decay, strength
 from statescan.ops.checks import state_dtype
 from statescan.registry import register
@@ -67,16 +68,16 @@ class KDA(DeltaMixer):
         super().__init__(d_model, num_heads, num_heads, head_dim, width, 1, conv_size, norm_eps)
         self.allow_neg_eigval, self.lower_bound, self.low_rank = allow_neg_eigval, lower_bound, low_rank
         if low_rank:
-            self.f_a_proj = nn.Linear(d_model, head_dim, bias=False)
-            self.f_b_proj = nn.Linear(head_dim, num_heads * head_dim, bias=False)
+            self.f_a_proj = Linear(d_model, head_dim, bias=False)
+            self.f_b_proj = Linear(head_dim, num_heads * head_dim, bias=False)
         else:
-            self.f_proj = nn.Linear(d_model, num_heads * head_dim, bias=False)
-        self.b_proj = nn.Linear(d_model, num_heads, bias=False)
+            self.f_proj = Linear(d_model, num_heads * head_dim, bias=False)
+        self.b_proj = Linear(d_model, num_heads, bias=False)
         if low_rank:
-            self.g_a_proj = nn.Linear(d_model, head_dim, bias=False)
-            self.g_b_proj = nn.Linear(head_dim, num_heads * width, bias=gate_bias)
+            self.g_a_proj = Linear(d_model, head_dim, bias=False)
+            self.g_b_proj = Linear(head_dim, num_heads * width, bias=gate_bias)
         else:
-            self.g_proj = nn.Linear(d_model, num_heads * width, bias=gate_bias)
+            self.g_proj = Linear(d_model, num_heads * width, bias=gate_bias)
         self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log() if lower_bound is None else torch.zeros(num_heads))
         self.dt_bias = nn.Parameter(init_delta_bias((num_heads * head_dim,), 0.001, 0.1, 1e-4))
 

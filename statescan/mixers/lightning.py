@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import MatrixState, zeros_for
 from statescan.ops import linear_attention
 from statescan.ops.checks import check_positive
@@ -67,10 +68,10 @@ class LightningAttention(CausalMixer):
         self.num_heads, self.head_dim = num_heads, d_model // num_heads if head_dim is None else head_dim
         check_positive(head_dim=self.head_dim)
         inner = num_heads * self.head_dim
-        self.qkv_proj = nn.Linear(d_model, 3 * inner, bias=False)
-        self.output_gate = nn.Linear(d_model, inner, bias=False)
+        self.qkv_proj = Linear(d_model, 3 * inner, bias=False)
+        self.output_gate = Linear(d_model, inner, bias=False)
         self.norm = RMSNorm(inner, norm_eps)
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.out_proj = Linear(inner, d_model, bias=False)
         slopes = slope_scale * 2.0 ** (-8 * (torch.arange(num_heads) + 1) / num_heads)
         self.register_buffer("slope_rate", slopes.view(num_heads, 1, 1))
 

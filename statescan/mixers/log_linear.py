@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, GatedRMSNorm, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.mixers.gated_deltanet import GatedDeltaNet
 from statescan.mixers.gla import zeros_for
 from statescan.ops import log_linear
@@ -118,14 +119,14 @@ class LogLinearMamba2(CausalMixer):
             )
         self.headdim, self.nheads, self.levels = headdim, self.d_inner // headdim, levels_of(max_len)
         width = self.d_inner + 2 * ngroups * d_state
-        self.in_proj = nn.Linear(d_model, self.d_inner + width + self.nheads * (1 + self.levels), bias=bias)
+        self.in_proj = Linear(d_model, self.d_inner + width + self.nheads * (1 + self.levels), bias=bias)
         self.conv1d = CausalConv1d(width, d_conv, bias=conv_bias, activation="silu")
         self.dt_bias = nn.Parameter(init_delta_bias((self.nheads,), dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.arange(1.0, self.nheads + 1).log())
         self.L = nn.Parameter(torch.ones(self.nheads, self.levels))
         self.D = nn.Parameter(torch.ones(self.nheads))
         self.norm = GatedRMSNorm(self.d_inner, ngroups, norm_eps)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias)
 
     def forward(
         self,
@@ -212,7 +213,7 @@ class LogLinearGatedDeltaNet(GatedDeltaNet):
     ) -> None:
         super().__init__(d_model, num_heads, head_dim, num_v_heads, expand_v, 1, use_gate, allow_neg_eigval, conv_size, norm_eps)
         heads, levels = self.value_shape[0], levels_of(max_len)
-        self.l_proj = nn.Linear(d_model, heads * levels, bias=False)
+        self.l_proj = Linear(d_model, heads * levels, bias=False)
         self.L = nn.Parameter(torch.ones(heads, levels))
 
     def recur(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, state: Any, timeline: Timeline | None) -> tuple[Tensor, tuple[Tensor, ...]]:

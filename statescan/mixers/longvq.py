@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.layers.vq import VectorQuantizer
 from statescan.mixers.ema import EMAState, MultiHeadEMA
 from statescan.mixers.sight import Sight, remember, take
@@ -110,9 +111,9 @@ class LongVQ(CausalMixer):
         check_positive(d_model=d_model, d_attn=d_attn, d_hidden=d_hidden, window=window)
         self.d_model, self.d_attn, self.d_hidden, self.window = d_model, d_attn, d_hidden, window
         self.ssm = MultiHeadEMA(d_model, d_state)
-        self.base_proj = nn.Linear(d_model, 2 * d_model + d_attn + d_hidden)
-        self.v_proj = nn.Linear(d_model, d_hidden)
-        self.h_proj = nn.Linear(d_hidden, d_model)
+        self.base_proj = Linear(d_model, 2 * d_model + d_attn + d_hidden)
+        self.v_proj = Linear(d_model, d_hidden)
+        self.h_proj = Linear(d_hidden, d_model)
         self.gamma, self.beta = nn.Parameter(torch.ones(2, d_attn) * d_attn**-0.25), nn.Parameter(torch.zeros(2, d_attn))
         self.bias = nn.Parameter(0.02 * torch.randn(window))
         self.quantizer = VectorQuantizer(d_attn, codes, decay)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import zeros_for
 from statescan.mixers.sight import Sight
 from statescan.ops import diagonal_scan
@@ -184,12 +185,12 @@ class RGLRU(CausalMixer):
         check_positive(d_model=d_model, width=width, num_heads=num_heads, d_conv=d_conv)
         if width % num_heads:
             raise ValueError(f"num_heads must divide the inner width; got {num_heads} and {width}")
-        self.linear_y = nn.Linear(d_model, width)
-        self.linear_x = nn.Linear(d_model, width)
+        self.linear_y = Linear(d_model, width)
+        self.linear_x = Linear(d_model, width)
         self.conv_1d = CausalConv1d(width, d_conv)
         nn.init.normal_(self.conv_1d.weight, std=0.1 / math.sqrt(d_conv))
         self.rg_lru = RealGatedUnit(width, num_heads)
-        self.linear_out = nn.Linear(width, d_model)
+        self.linear_out = Linear(width, d_model)
 
     def forward(
         self,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from statescan.layers.linear import Linear
 from statescan.ops import dispatch
 from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.ops.fft_conv import fft_conv
@@ -56,7 +57,7 @@ class Readout(Mixer):
         self.d_model, self.channels = d_model, channels
         self.activation, self.final_act, self.dropout, self.tie_dropout = activation, final_act, dropout, tie_dropout
         self.D = nn.Parameter(torch.randn(channels * d_model))
-        self.out_proj = nn.Linear(channels * d_model, (2 if final_act == "glu" else 1) * d_model)
+        self.out_proj = Linear(channels * d_model, (2 if final_act == "glu" else 1) * d_model)
 
     def copied(self, x: Tensor) -> Tensor:
         """The input of every kernel: (..., D) -> (..., C D)."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.ops import rms_norm, selective_scan
 from statescan.ops.checks import check_positive, check_range, state_dtype
 from statescan.protocols import Bus, CausalMixer
@@ -107,9 +108,9 @@ class Mamba(CausalMixer):
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.bcdt_norm, self.norm_eps, self.share = bcdt_norm, norm_eps, share
         self.writes = () if share is None else (share,)
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.in_proj = Linear(d_model, 2 * self.d_inner, bias=bias)
         self.conv1d = CausalConv1d(self.d_inner, d_conv, bias=conv_bias, activation="silu")
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         if bcdt_norm == "rms_weighted":
             self.dt_layernorm = RMSNorm(self.dt_rank, norm_eps)
             self.b_layernorm, self.c_layernorm = RMSNorm(d_state, norm_eps), RMSNorm(d_state, norm_eps)
@@ -125,7 +126,7 @@ class Mamba(CausalMixer):
         decays = torch.arange(1, d_state + 1, dtype=torch.float32) if A_init_range is None else torch.linspace(*A_init_range, d_state)
         self.A_log = nn.Parameter(decays.log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, GatedRMSNorm, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.ops import ssd
 from statescan.ops.checks import check_positive, check_range, state_dtype
 from statescan.protocols import Bus, CausalMixer
@@ -125,7 +126,7 @@ class Mamba2(CausalMixer):
         if self.multipliers is not None and len(self.multipliers) != 5:
             raise ValueError(f"multipliers are five numbers, for z, x, B, C and dt; got {multipliers}")
         width = self.d_ssm + 2 * ngroups * d_state
-        self.in_proj = nn.Linear(d_model, 2 * self.d_mlp + self.d_ssm + width + self.nheads, bias=bias)
+        self.in_proj = Linear(d_model, 2 * self.d_mlp + self.d_ssm + width + self.nheads, bias=bias)
         self.conv1d = CausalConv1d(width, d_conv, bias=conv_bias, activation="silu")
         if conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
@@ -134,7 +135,7 @@ class Mamba2(CausalMixer):
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_has_hdim else self.nheads))
         self.init_states = nn.Parameter(torch.zeros(self.nheads, self.headdim, d_state)) if learnable_init_states else None
         self.norm = GatedRMSNorm(self.d_ssm, ngroups, norm_eps, norm_before_gate) if rmsnorm else None
-        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+        self.out_proj = Linear(d_inner, d_model, bias=bias)
 
     def _headdim(self, headdim: int | None) -> int:
         if headdim is None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import GatedRMSNorm, RMSNorm, init_delta_bias
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import zeros_for
 from statescan.ops import mamba3
 from statescan.ops.checks import check_positive, state_dtype
@@ -114,7 +115,7 @@ class Mamba3(CausalMixer):
         if d_state % 2:
             raise ValueError(f"Mamba3 turns states in pairs and needs an even d_state; got {d_state}")
         self.sizes = [d_inner, d_inner, *[d_state * ngroups * rank] * 2, *[self.nheads] * 3, self.angles]
-        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
+        self.in_proj = Linear(d_model, sum(self.sizes), bias=False)
         self.dt_bias = nn.Parameter(init_delta_bias((self.nheads,), dt_min, dt_max, dt_init_floor))
         self.B_bias, self.C_bias = (nn.Parameter(torch.ones(self.nheads, rank, d_state)) for _ in range(2))
         self.B_norm, self.C_norm = RMSNorm(d_state, norm_eps), RMSNorm(d_state, norm_eps)
@@ -124,7 +125,7 @@ class Mamba3(CausalMixer):
         self.mimo_z = None if mimo_rank is None else nn.Parameter(torch.ones(several))
         self.mimo_o = None if mimo_rank is None else nn.Parameter(torch.full(several, 1 / rank))
         self.norm = GatedRMSNorm(d_inner, self.nheads, norm_eps, norm_before_gate=True) if outproj_norm else None
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = Linear(d_inner, d_model, bias=False)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, RMSNorm
+from statescan.layers.linear import Linear
 from statescan.mixers.delta import unit
 from statescan.mixers.gla import zeros_for
 from statescan.ops import mesa
@@ -85,17 +86,17 @@ class MesaNet(CausalMixer):
         width = num_heads * head_dim
         self.heads, self.conv_size, self.iterations = (num_heads, head_dim), conv_size, iterations
         self.lambda_lower_bound = lambda_lower_bound
-        self.q_proj = nn.Linear(d_model, width, bias=False)
-        self.k_proj = nn.Linear(d_model, width, bias=False)
-        self.v_proj = nn.Linear(d_model, width, bias=False)
-        self.a_proj = nn.Linear(d_model, num_heads)
-        self.b_proj = nn.Linear(d_model, num_heads)
+        self.q_proj = Linear(d_model, width, bias=False)
+        self.k_proj = Linear(d_model, width, bias=False)
+        self.v_proj = Linear(d_model, width, bias=False)
+        self.a_proj = Linear(d_model, num_heads)
+        self.b_proj = Linear(d_model, num_heads)
         self.lambda_params = nn.Parameter(torch.full((width,), math.log(math.expm1(1 - lambda_lower_bound))))
         self.q_conv1d = CausalConv1d(width, conv_size, bias=False, activation="silu")
         self.k_conv1d = CausalConv1d(width, conv_size, bias=False, activation="silu")
-        self.g_proj = nn.Linear(d_model, width, bias=False) if use_gate else None
+        self.g_proj = Linear(d_model, width, bias=False) if use_gate else None
         self.o_norm = RMSNorm(head_dim, norm_eps)
-        self.o_proj = nn.Linear(width, d_model, bias=False)
+        self.o_proj = Linear(width, d_model, bias=False)
 
     def forward(
         self,

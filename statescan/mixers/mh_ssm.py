@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan import dynamics as dyn
+from statescan.layers.linear import Linear
 from statescan.mixers.s4d import S4D, S4DState
 from statescan.ops.checks import check_positive
 from statescan.protocols import Bus, State
@@ -64,9 +65,9 @@ class MultiHeadSSM(S4D):
             d_model, d_state, init=init, n_ssm=heads, dt_min=dt_min, dt_max=dt_max, activation="none", final_act="none", dropout=dropout
         )
         self.heads, self.gated = heads, gated
-        self.in_proj = nn.Linear(d_model, d_model)
+        self.in_proj = Linear(d_model, d_model)
         if gated:
-            self.out_proj = nn.Linear(d_model // 2, d_model)
+            self.out_proj = Linear(d_model // 2, d_model)
 
     def forward(
         self,

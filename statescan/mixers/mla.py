@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.layers.rotary import rotate
 from statescan.mixers.attention import Caching
 from statescan.mixers.sight import Sight, attend, take
@@ -105,17 +106,17 @@ class MultiheadLatentAttention(Caching):
         self.scale = (nope_dim + rope_dim) ** -0.5 if scale is None else scale
         queries = num_heads * (nope_dim + rope_dim)
         if q_rank is None:
-            self.q_proj = nn.Linear(d_model, queries, bias=False)
+            self.q_proj = Linear(d_model, queries, bias=False)
         else:
-            self.q_a_proj = nn.Linear(d_model, q_rank, bias=bias)
+            self.q_a_proj = Linear(d_model, q_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(q_rank, norm_eps)
-            self.q_b_proj = nn.Linear(q_rank, queries, bias=False)
+            self.q_b_proj = Linear(q_rank, queries, bias=False)
         self.q_rank = q_rank
-        self.kv_a_proj_with_mqa = nn.Linear(d_model, kv_rank + rope_dim, bias=bias)
+        self.kv_a_proj_with_mqa = Linear(d_model, kv_rank + rope_dim, bias=bias)
         self.kv_a_layernorm = RMSNorm(kv_rank, norm_eps)
-        self.kv_b_proj = nn.Linear(kv_rank, num_heads * (nope_dim + value_dim), bias=False)
-        self.g_proj = nn.Linear(d_model, num_heads, bias=False) if gate else None
-        self.o_proj = nn.Linear(num_heads * value_dim, d_model, bias=bias)
+        self.kv_b_proj = Linear(kv_rank, num_heads * (nope_dim + value_dim), bias=False)
+        self.g_proj = Linear(d_model, num_heads, bias=False) if gate else None
+        self.o_proj = Linear(num_heads * value_dim, d_model, bias=bias)
 
     def forward(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection
 from statescan.layers.grouped import BlockLinear
+from statescan.layers.linear import Linear
 from statescan.layers.norm import GroupLayerNorm
 from statescan.mixers.deltanet import split_width
 from statescan.mixers.gla import zeros_for
@@ -97,14 +98,14 @@ class MLSTM(CausalMixer):
         self.value_width = split_width("v_dim_factor", d_model, v_dim_factor, num_heads)
         self.num_heads, self.gate_soft_cap, self.eps = num_heads, gate_soft_cap, eps
         keys, values = num_heads * self.key_width, num_heads * self.value_width
-        self.q = nn.Linear(d_model, keys, bias=use_bias)
-        self.k = nn.Linear(d_model, keys, bias=use_bias)
-        self.v = nn.Linear(d_model, values, bias=use_bias)
-        self.ogate_preact = nn.Linear(d_model, values, bias=use_bias)
+        self.q = Linear(d_model, keys, bias=use_bias)
+        self.k = Linear(d_model, keys, bias=use_bias)
+        self.v = Linear(d_model, values, bias=use_bias)
+        self.ogate_preact = Linear(d_model, values, bias=use_bias)
         self.igate_preact = DeltaProjection(d_model, num_heads)
         self.fgate_preact = DeltaProjection(d_model, num_heads)
         self.multihead_norm = GroupLayerNorm(values, num_heads, norm_eps, bias=use_bias)
-        self.out_proj = nn.Linear(values, d_model, bias=use_bias)
+        self.out_proj = Linear(values, d_model, bias=use_bias)
         small_init(d_model, self.q, self.k, self.v, self.ogate_preact)
         init_gates(self.igate_preact, self.fgate_preact)
         nn.init.constant_(self.igate_preact.bias, igate_bias_init)
@@ -219,12 +220,12 @@ class MLSTMBlock(CausalMixer):
             if width % part:
                 raise ValueError(f"{name} must divide the inner width; got {part} and {width}")
         self.num_heads, self.width = num_heads, width
-        self.proj_up = nn.Linear(d_model, 2 * width, bias=False)
+        self.proj_up = Linear(d_model, 2 * width, bias=False)
         self.q_proj, self.k_proj, self.v_proj = (BlockLinear(width, width // qkv_proj_blocksize) for _ in range(3))
         self.conv1d = CausalConv1d(width, conv1d_kernel_size, activation="silu")
         self.mlstm_cell = MLSTMCell(width, num_heads, igate_bias_init, norm_eps)
         self.learnable_skip = nn.Parameter(torch.ones(width))
-        self.proj_down = nn.Linear(width, d_model, bias=False)
+        self.proj_down = Linear(width, d_model, bias=False)
         small_init(d_model, self.proj_up, self.q_proj, self.k_proj, self.v_proj)
 
     def forward(

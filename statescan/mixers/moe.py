@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import MLP, GatedMLP
+from statescan.layers.linear import Linear
 from statescan.layers.mlp import Activation
 from statescan.layers.moe import ROUTER, Experts, Router, RouterStatistics
 from statescan.ops.checks import check_positive
@@ -100,13 +101,13 @@ class MoE(Stateless):
         self.renormalise, self.renormalise_eps, self.groups, self.top_groups = renormalise, renormalise_eps, groups, top_groups
         self.router = Router(d_model, num_experts)
         self.register_buffer("selection_bias", torch.zeros(num_experts) if selection_bias else None)
-        self.latent_in = None if latent is None else nn.Linear(d_model, latent, bias=False)
+        self.latent_in = None if latent is None else Linear(d_model, latent, bias=False)
         self.experts = Experts(num_experts, d_model if latent is None else latent, d_ff, activation, gated)
-        self.latent_out = None if latent is None else nn.Linear(latent, d_model, bias=False)
+        self.latent_out = None if latent is None else Linear(latent, d_model, bias=False)
         self.shared: nn.Module | None = None
         if shared_ff is not None:
             self.shared = (GatedMLP if gated else MLP)(d_model, shared_ff, activation)
-        self.shared_gate = nn.Linear(d_model, 1, bias=False) if shared_gate else None
+        self.shared_gate = Linear(d_model, 1, bias=False) if shared_gate else None
 
     def forward(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan import state as states
+from statescan.layers.linear import Linear
 from statescan.mixers.sight import Sight, remember, take
 from statescan.ops.checks import check_positive, check_shape, state_dtype
 from statescan.protocols import Bus, CausalMixer
@@ -75,9 +76,9 @@ class Pooled(CausalMixer):
         if pool < 2:
             raise ValueError(f"pool must be at least 2 positions; got {pool}")
         self.d_model, self.pool = d_model, pool
-        self.down = nn.Linear(d_model * pool, d_model * expand)
+        self.down = Linear(d_model * pool, d_model * expand)
         self.inner = inner(d_model * expand)
-        self.up = nn.Linear(d_model * expand, d_model * pool)
+        self.up = Linear(d_model * expand, d_model * pool)
 
     def forward(
         self,

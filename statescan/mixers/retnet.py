@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import RMSNorm
+from statescan.layers.linear import Linear
 from statescan.layers.rotary import rotate
 from statescan.mixers.deltanet import split_width
 from statescan.mixers.gla import zeros_for
@@ -74,12 +75,12 @@ class RetNet(CausalMixer):
         if key_width % 2:
             raise ValueError(f"the key width of a head, expand_k * d_model / num_heads, must be even to rotate; got {key_width}")
         keys, values = num_heads * key_width, num_heads * value_width
-        self.q_proj = nn.Linear(d_model, keys, bias=False)
-        self.k_proj = nn.Linear(d_model, keys, bias=False)
-        self.v_proj = nn.Linear(d_model, values, bias=False)
-        self.g_proj = nn.Linear(d_model, values, bias=False)
+        self.q_proj = Linear(d_model, keys, bias=False)
+        self.k_proj = Linear(d_model, keys, bias=False)
+        self.v_proj = Linear(d_model, values, bias=False)
+        self.g_proj = Linear(d_model, values, bias=False)
         self.g_norm_swish_gate = RMSNorm(value_width, norm_eps)
-        self.o_proj = nn.Linear(values, d_model, bias=False)
+        self.o_proj = Linear(values, d_model, bias=False)
 
     def forward(
         self,

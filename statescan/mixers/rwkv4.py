@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import zeros_for
 from statescan.mixers.rwkv7 import ShiftState, token_shift
 from statescan.ops import causal_conv1d, diagonal_scan
@@ -77,10 +78,10 @@ class RWKV4TimeMix(CausalMixer):
         self.time_mix_key = nn.Parameter(channel.clone())
         self.time_mix_value = nn.Parameter(channel.clone())
         self.time_mix_receptance = nn.Parameter(channel.sqrt())
-        self.key = nn.Linear(d_model, width, bias=False)
-        self.value = nn.Linear(d_model, width, bias=False)
-        self.receptance = nn.Linear(d_model, width, bias=False)
-        self.output = nn.Linear(width, d_model, bias=False)
+        self.key = Linear(d_model, width, bias=False)
+        self.value = Linear(d_model, width, bias=False)
+        self.receptance = Linear(d_model, width, bias=False)
+        self.output = Linear(width, d_model, bias=False)
 
     def forward(
         self,
@@ -198,9 +199,9 @@ class RWKV4ChannelMix(CausalMixer):
         channel = (torch.arange(d_model) / d_model).view(1, 1, -1)
         self.time_mix_key = nn.Parameter(channel.clone())
         self.time_mix_receptance = nn.Parameter(channel.clone())
-        self.key = nn.Linear(d_model, hidden, bias=False)
-        self.receptance = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(hidden, d_model, bias=False)
+        self.key = Linear(d_model, hidden, bias=False)
+        self.receptance = Linear(d_model, d_model, bias=False)
+        self.value = Linear(hidden, d_model, bias=False)
 
     def forward(
         self,

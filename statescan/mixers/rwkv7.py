@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import zeros_for
 from statescan.ops import causal_conv1d, delta_rule
 from statescan.ops.checks import check_positive, state_dtype
@@ -116,10 +117,10 @@ class RWKV7TimeMix(CausalMixer):
         self.k_k = nn.Parameter(torch.full((1, 1, d_model), 0.71))
         self.k_a = nn.Parameter(torch.full((1, 1, d_model), 1.02))
         self.r_k = nn.Parameter(torch.full((d_model // head_dim, head_dim), -0.04))
-        self.receptance = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(d_model, d_model, bias=False)
-        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.receptance = Linear(d_model, d_model, bias=False)
+        self.key = Linear(d_model, d_model, bias=False)
+        self.value = Linear(d_model, d_model, bias=False)
+        self.output = Linear(d_model, d_model, bias=False)
         nn.init.zeros_(self.output.weight)
         self.ln_x = nn.GroupNorm(d_model // head_dim, d_model, eps=64e-5)
 
@@ -203,8 +204,8 @@ class RWKV7ChannelMix(CausalMixer):
         check_positive(d_model=d_model, hidden=hidden)
         self.d_model = d_model
         self.x_k = nn.Parameter((1 - (torch.arange(d_model) / d_model) ** 4).view(1, 1, -1))
-        self.key = nn.Linear(d_model, hidden, bias=False)
-        self.value = nn.Linear(hidden, d_model, bias=False)
+        self.key = Linear(d_model, hidden, bias=False)
+        self.value = Linear(hidden, d_model, bias=False)
         nn.init.zeros_(self.value.weight)
 
     def forward(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan import dynamics as dyn
+from statescan.layers.linear import Linear
 from statescan.mixers.gla import zeros_for
 from statescan.ops import diagonal_scan
 from statescan.ops.checks import check_positive, check_shape, state_dtype
@@ -103,8 +104,8 @@ class S5System(Mixer):
         self.C = placed(torch.cat([_readout(C_init, d_model, V) for _ in range(self.directions)], dim=1))
         self.D = nn.Parameter(torch.randn(d_model))
         self.log_step = placed(dyn.log_uniform((modes,), dt_min, dt_max).log())
-        self.out1 = nn.Linear(d_model, d_model) if activation == "full_glu" else None
-        self.out2 = nn.Linear(d_model, d_model) if activation not in ("gelu", "none") else None
+        self.out1 = Linear(d_model, d_model) if activation == "full_glu" else None
+        self.out2 = Linear(d_model, d_model) if activation not in ("gelu", "none") else None
 
     def system(self, interval: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
         """Decay and gain of the input, complex (P,), or (B, L, P) for an interval (B, L)."""

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from statescan.layers import CausalConv1d
+from statescan.layers.linear import Linear
 from statescan.ops.checks import check_positive, state_dtype
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
@@ -50,9 +51,9 @@ class GatedShortConv(CausalMixer):
         super().__init__()
         check_positive(d_model=d_model, d_conv=d_conv)
         self.memory = d_conv - 1
-        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.in_proj = Linear(d_model, 3 * d_model, bias=bias)
         self.conv = CausalConv1d(d_model, d_conv, bias=bias)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+        self.out_proj = Linear(d_model, d_model, bias=bias)
 
     def forward(
         self,

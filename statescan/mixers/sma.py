@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.layers.rotary import rotate
 from statescan.mixers.ema import BidirectionalEMA, EMAState, MultiHeadEMA
 from statescan.mixers.sight import BLOCK, Sight, remember, take
@@ -104,9 +105,9 @@ class SparseUnit(Mixer):
         self.activation, self.rotary_base = activation, rotary_base if places == "rotary" else None
         self.ssm = self.average(d_state)
         self.temp = nn.Parameter(torch.tensor([math.log(temperature * math.sqrt(d_model))]))
-        self.hx_proj = nn.Linear(d_model, 2 + d_model)
-        self.mx_proj = nn.Linear(d_model, d_attn + 2 * d_hidden)
-        self.h_proj = nn.Linear(d_hidden, d_model)
+        self.hx_proj = Linear(d_model, 2 + d_model)
+        self.mx_proj = Linear(d_model, d_attn + 2 * d_hidden)
+        self.h_proj = Linear(d_hidden, d_model)
         for linear in (self.hx_proj, self.mx_proj, self.h_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(linear.bias)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from statescan.layers.delta import init_delta_bias
 from statescan.layers.grouped import GroupedLinear
+from statescan.layers.linear import Linear
 from statescan.layers.vision import DepthwiseConv2d
 from statescan.ops import selective_scan
 from statescan.protocols import Bus, Mixer, Route
@@ -89,7 +90,7 @@ class SS2D(Mixer):
         self.d_model, self.d_state, self.d_inner, self.gate = d_model, d_state, int(ssm_ratio * d_model), gate
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         k, e = len(self.routes), self.d_inner
-        self.in_proj = nn.Linear(d_model, (1 + gate) * e, bias=bias)
+        self.in_proj = Linear(d_model, (1 + gate) * e, bias=bias)
         self.conv2d = DepthwiseConv2d(e, d_conv, bias=conv_bias) if d_conv > 1 else nn.Identity()
         self.x_proj = GroupedLinear(k, e, self.dt_rank + 2 * d_state, bias=False)
         self.dt_projs = GroupedLinear(k, self.dt_rank, e)
@@ -98,7 +99,7 @@ class SS2D(Mixer):
         self.A_logs = nn.Parameter(torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(k * e, 1))
         self.Ds = nn.Parameter(torch.ones(k * e))
         self.out_norm = nn.LayerNorm(e)
-        self.out_proj = nn.Linear(e, d_model, bias=bias)
+        self.out_proj = Linear(e, d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, timeline: Timeline | None = None, *, bus: Bus | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from statescan.backbones import FlatBackbone, FlatState
 from statescan.blocks.add_norm import AddNorm
 from statescan.layers.frames import FrameDecoder, FrameEncoder
+from statescan.layers.linear import Linear
 from statescan.mixers.conv_s5 import ConvS5
 from statescan.ops.checks import check_positive, check_shape
 from statescan.parameters import parameter_groups
@@ -71,7 +72,7 @@ class VideoPredictor(nn.Module):
         self.d_input = channels
         self.encoder = FrameEncoder(channels, widths, groups)
         self.action = nn.Embedding(actions + 1, d_action)
-        self.join = nn.Linear(widths[-1] + d_action, d_model)
+        self.join = Linear(widths[-1] + d_action, d_model)
         self.backbone = FlatBackbone(
             d_model, "C" * n_layers, {"C": lambda width: AddNorm(width, mixer(width), 1e-6, "layer")}, norm_f=False, residual_in_fp32=False
         )

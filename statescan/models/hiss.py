@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from statescan.backbones.flat import FlatBackbone, FlatState
 from statescan.backbones.hierarchical import HierarchicalBackbone, StreamState
+from statescan.layers.linear import Linear
 from statescan.mixers import Mamba
 from statescan.mixers.s4 import S4
 from statescan.parameters import parameter_groups
@@ -55,7 +56,7 @@ class HiSS(nn.Module):
         super().__init__()
         self.backbone = HierarchicalBackbone(channels, chunk, low, high)
         self.d_input = chunk * channels
-        self.output = nn.Linear(self.backbone.d_model, d_output)
+        self.output = Linear(self.backbone.d_model, d_output)
 
     def forward(self, x: Tensor, timeline: Timeline | None = None, *, state: FlatState | None = None, return_state: bool = False) -> Any:
         """Chunks (B, T, k * channels) -> (B, T, d_output)."""

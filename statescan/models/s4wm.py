@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from statescan.backbones import FlatBackbone, FlatState
 from statescan.heads.world import CategoricalLatent, GaussianLatent, Latent, balanced_divergence
 from statescan.layers.frames import FrameDecoder, FrameEncoder
+from statescan.layers.linear import Linear
 from statescan.layers.mlp import MLP
 from statescan.mixers import S4
 from statescan.ops.checks import check_positive, check_shape
@@ -56,8 +57,8 @@ def _line(timeline: Timeline | None, frames: Tensor) -> Timeline | None:
 
 def _mlp(inputs: int, width: int, outputs: int, hidden: int) -> nn.Sequential:
     widths = [inputs] + [width] * hidden
-    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+    layers = [layer for a, b in pairwise(widths) for layer in (Linear(a, b), nn.SiLU())]
+    return nn.Sequential(*layers, Linear(widths[-1], outputs))
 
 
 @register
@@ -119,7 +120,7 @@ class WorldModel(nn.Module):
             parts = {"S": Spec(S4, dropout=0.1), "F": Spec(MLP, d_ff=d_model, activation="gelu", bias=True)}
         self.backbone = FlatBackbone(d_model, layers, parts, norm="layer", norm_f=False)
         self.prior = _mlp(d_model, d_model, self.latent.features, 2)
-        self.spread = nn.Linear(d_model + self.latent.width, seen)
+        self.spread = Linear(d_model + self.latent.width, seen)
         self.decoder = FrameDecoder(widths[-1], channels, widths, groups)
 
     def forward(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.heads.windowed import WindowForecaster, mse_of_seen
+from statescan.layers.linear import Linear
 from statescan.mixers.bidirectional import Bidirectional
 from statescan.mixers.mamba import Mamba
 from statescan.parameters import parameter_groups
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.mixer = Bidirectional(d_model, Spec(Mamba, d_state=d_state, d_conv=2, expand=1))
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.up, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.up, self.down = Linear(d_model, d_ff), Linear(d_ff, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -89,11 +90,11 @@ class SMamba(WindowForecaster):
         if min(length, horizon, n_layers) < 1:
             raise ValueError(f"length, horizon and n_layers must be positive; got {length}, {horizon} and {n_layers}")
         self.length, self.horizon, self.instance_norm = length, horizon, instance_norm
-        self.in_proj = nn.Linear(length, d_model)
+        self.in_proj = Linear(length, d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Encoder(d_model, d_state, d_model if d_ff is None else d_ff, dropout) for _ in range(n_layers))
         self.norm_f = nn.LayerNorm(d_model)
-        self.out_proj = nn.Linear(d_model, horizon)
+        self.out_proj = Linear(d_model, horizon)
 
     def forward(self, x: Tensor, marks: Tensor | None = None) -> Tensor:
         """The forecast."""

@@ -15,6 +15,7 @@ from statescan.backbones import PoolUNet
 from statescan.blocks import Whole
 from statescan.heads import LanguageModel
 from statescan.heads.sound import SoundModel
+from statescan.layers.linear import Linear
 from statescan.mixers import S4D
 from statescan.mixers.s4 import S4
 from statescan.mixers.two_sided import TwoSided
@@ -80,7 +81,7 @@ class ScalarNorm(nn.Module):
 
 def normed_linear(inputs: int, outputs: int) -> nn.Module:
     """A Linear with its weight in directions and lengths."""
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     nn.init.kaiming_normal_(layer.weight)
     return weight_norm(layer)
 
@@ -112,7 +113,7 @@ class DenoiserBlock(nn.Module):
     def __init__(self, d_model: int, mixer: nn.Module, ff: int, d_step: int, mel: nn.Module | None) -> None:
         super().__init__()
         self.norm1, self.norm2 = ScalarNorm(), ScalarNorm()
-        self.step = nn.Linear(d_step, d_model)
+        self.step = Linear(d_step, d_model)
         self.mixer = mixer
         self.mel = mel
         self.ff = nn.Sequential(normed_linear(d_model, ff * d_model), nn.GELU(), normed_linear(ff * d_model, d_model))
@@ -194,7 +195,7 @@ class SashimiDenoiser(nn.Module):
         check_positive(d_model=d_model, n_layers=n_layers, expand=expand, ff=ff, channels=channels)
         self.channels, self.mel_bands, self.stride = channels, mel_bands, math.prod(pool)
         self.in_proj = normed_linear(channels, d_model)
-        self.step = nn.Sequential(nn.Linear(128, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU())
+        self.step = nn.Sequential(Linear(128, 512), nn.SiLU(), Linear(512, 512), nn.SiLU())
 
         def block(width: int, rate: int) -> nn.Module:
             mel = None if mel_bands is None else MelUpsampler(mel_bands, width, mel_upsample, rate if mel_aligned else 1)
@@ -202,7 +203,7 @@ class SashimiDenoiser(nn.Module):
 
         self.stages = DenoiserStage(d_model, n_layers, pool, expand, block)
         self.norm = ScalarNorm()
-        last = nn.Linear(d_model, channels)
+        last = Linear(d_model, channels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.out_proj = nn.Sequential(normed_linear(d_model, d_model), nn.ReLU(), last)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import Linear
 from statescan.mixers.s4 import S4
 from statescan.ops.checks import check_shape
 from statescan.parameters import parameter_groups
@@ -32,7 +33,7 @@ class PoolingBlock(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.mixer = S4(d_model, d_state)
         self.dropout = nn.Dropout(dropout)
-        self.proj = nn.Linear(d_model, d_model // 2)
+        self.proj = Linear(d_model, d_model // 2)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """``keep`` (B, L): one for the tokens that S4 reads, zero for others; its gradient is that of a factor on what S4 reads."""
@@ -76,9 +77,9 @@ class SelectiveS4(nn.Module):
         self.d_model, self.temperature = d_model, temperature
         self.blocks = nn.ModuleList(PoolingBlock(d_model // 2**i, d_state, dropout) for i in range(n_layers))
         width = d_model // 2**n_layers
-        self.head = nn.Linear(width, num_classes) if num_classes else None
+        self.head = Linear(width, num_classes) if num_classes else None
         self.slow = copy.deepcopy(self.blocks[0].mixer).requires_grad_(False) if selective else None  # type: ignore[union-attr]
-        self.chooser = nn.Sequential(nn.Linear(d_model, d_model // 4), nn.GELU(), nn.Linear(d_model // 4, 2)) if selective else None
+        self.chooser = nn.Sequential(Linear(d_model, d_model // 4), nn.GELU(), Linear(d_model // 4, 2)) if selective else None
 
     def keep_logits(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, 2): leave out, keep. The slow copy receives no gradient, and none passes through it."""

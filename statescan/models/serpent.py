@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.blocks.vss import VSSBlock
+from statescan.layers.linear import Linear
 from statescan.layers.vision import PatchMerge, PatchStem
 from statescan.mixers.ss2d import CROSS, SS2D
 from statescan.ops.checks import check_positive, check_shape
@@ -45,8 +46,8 @@ class Up(nn.Module):
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(d_in)
-        self.expand = nn.Linear(d_in, 4 * d_out, bias=False)
-        self.join = nn.Linear(2 * d_out, d_out)
+        self.expand = Linear(d_in, 4 * d_out, bias=False)
+        self.join = Linear(2 * d_out, d_out)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = spread(self.expand(self.norm(x)), 2)[:, : skip.shape[1], : skip.shape[2]]

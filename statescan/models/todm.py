@@ -13,6 +13,7 @@ from statescan.blocks import Residual
 from statescan.heads.divergence import adaptive_divergence
 from statescan.heads.transducer import Transducer
 from statescan.layers.elastic import ElasticMLP
+from statescan.layers.linear import Linear
 from statescan.layers.norm import LayerNorm
 from statescan.mixers.mh_ssm import MultiHeadSSM
 from statescan.ops.checks import check_positive
@@ -73,7 +74,7 @@ class ElasticEncoder(nn.Module):
         super().__init__()
         check_positive(d_input=d_input, d_model=d_model, n_layers=n_layers)
         self.d_input, self.full = d_input, Subnet(n_layers, d_ff)
-        self.in_proj = nn.Linear(d_input, d_model)
+        self.in_proj = Linear(d_input, d_model)
         self.mixers = nn.ModuleList(Residual(d_model, mixer(d_model), norm_eps, "layer") for _ in range(n_layers))
         self.norms = nn.ModuleList(LayerNorm(d_model, norm_eps) for _ in range(n_layers))
         self.mlps = nn.ModuleList(ElasticMLP(d_model, d_ff, dropout=dropout) for _ in range(n_layers))

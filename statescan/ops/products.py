@@ -1,4 +1,4 @@
-"""A Linear's product in float32 without gradients, by the faster of torch's two libraries."""
+"""A Linear's product in float32, forwards and backwards, by the faster of torch's library and ours."""
 
 from __future__ import annotations
 
@@ -9,26 +9,76 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops.recomputed import recomputed
+
+FEW = 16
+"""Rows below which copying the weight into panels costs more than it gives."""
+NARROW = 128
+"""Sides of a weight below which there is too little to share between threads."""
 
 
 @cache
-def onednn_is_faster() -> bool:
+def ours_is_faster() -> bool:
     """On AMD's processors with AVX-512, where MKL, which torch calls for float32, has nothing but kernels for AVX2."""
-    has_op = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_op and gate.module is not None and gate.module.amd() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-def suits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether these are plain tensors of this type on the CPU that no gradient, compiler or autocast is after."""
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != dtype or t.device.type != "cpu" for t in tensors):
-        return False
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return not grad and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    return gate.module is not None and gate.module.amd() and gate.instruction_set() == "avx512"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
-    if onednn_is_faster() and x.numel() and suits(x, weight, bias, torch.float32):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
+
+    Ours (``native/gemm.cpp``) for large products of plain float32 tensors on a processor where it is faster; torch's anywhere else, and
+    under compilers, autocast and functorch's transforms.
+    """
+    if ours_is_faster() and _suits(x, weight, bias):
+        return recomputed(_forward, _backward, _again, {"x": x, "weight": weight, "bias": bias}, {})[0]
     return F.linear(x, weight, bias)
+
+
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    large = min(weight.shape) >= NARROW and x.numel() >= FEW * x.shape[-1]
+    if not large or not gate.plain(x, weight, bias) or torch.is_autocast_enabled("cpu"):
+        return False
+    return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None and x.shape[-1] == weight.shape[-1]
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (M, K) times b (K, N), plus bias (N,)."""
+    assert gate.module is not None
+    a, b = _lines(a), _lines(b)
+    bias = None if bias is None else gate.rows(bias)
+    (rows, depth), columns = a.shape, b.shape[1]
+    c = a.new_empty(rows, columns)
+    threads = gate.threads(2 * rows * columns * depth)
+    gate.module.gemm(threads, rows, columns, depth, gate.view(a), gate.view(b), gate.view(bias), gate.view(c))
+    return c
+
+
+def _lines(matrix: Tensor) -> Tensor:
+    """With rows or columns that are contiguous."""
+    if matrix.is_neg():
+        matrix = matrix.resolve_neg()
+    return matrix if 1 in matrix.stride() else matrix.contiguous()
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    return (multiply(_flat(x), weight.T, bias).view(*x.shape[:-1], weight.shape[0]),)
+
+
+def _backward(cotangents: tuple[Tensor | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
+    (gy,) = cotangents
+    if gy is None:
+        return {"x": None, "weight": None, "bias": None}
+    g = _flat(gy)
+    return {
+        "x": multiply(g, weight).view(x.shape) if x.requires_grad else None,
+        "weight": multiply(g.T, _flat(x)) if weight.requires_grad else None,
+        "bias": g.sum(0) if bias is not None and bias.requires_grad else None,
+    }
+
+
+def _again(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
+    return (F.linear(x, weight, bias),)

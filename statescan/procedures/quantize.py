@@ -18,6 +18,7 @@ from statescan.data.corpus import encode_documents
 from statescan.data.sources import read_documents
 from statescan.interop.pretrained import from_pretrained, save_pretrained
 from statescan.layers import QuantLinear
+from statescan.layers.linear import is_plain
 from statescan.layers.quantized import Bits
 from statescan.procedures.evaluate import Evaluation, evaluate_corpus, patterns
 
@@ -101,7 +102,7 @@ def _why_not(linear: nn.Linear) -> str | None:
         return f"is quantised already, to {linear.bits} bits"
     if is_parametrized(linear):
         return "is parametrised"
-    if type(linear) is not nn.Linear:
+    if not is_plain(linear):
         return f"is a {type(linear).__name__}, not exactly nn.Linear"
     if any(getattr(linear, hooks) for hooks in _HOOKS):
         return "has hooks"

@@ -11,7 +11,6 @@ from torch import nn
 
 import statescan as ss
 from statescan.layers import prompt_products
-from statescan.ops import products
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +59,7 @@ def test_what_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["mamba-tiny", "mamba2-tiny"])
-def test_a_bfloat16_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bfloat16_prompt(name: str) -> None:
     """Engine and generate read a prompt with widened products; hooks act."""
     torch.manual_seed(0)
     model = ss.create_model(name).eval().to(torch.bfloat16)
@@ -77,7 +76,6 @@ def test_a_bfloat16_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert float((prefix.logits - expected[:, -1]).norm() / expected[:, -1].norm()) < 0.02
     assert seen == [torch.bfloat16] * 2
     assert isinstance(prompt_products.products_of(model), prompt_products.PromptProducts)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     assert not isinstance(prompt_products.products_of(exact), prompt_products.PromptProducts)
 
 
@@ -89,36 +87,3 @@ def test_layers_of_other_kinds_are_left_alone() -> None:
     layer = Own(9, 13, bias=False).bfloat16()
     with prompt_products.PromptProducts(), torch.no_grad():
         assert torch.equal(layer(bf16(6, 9).fill_(1)), (torch.ones(6, 9).bfloat16() @ layer.weight.T))
-
-
-needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
-
-
-@needs_onednn
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(4, 9), (2, 3, 9), (1, 1, 9), (9,), (0, 9)])
-def test_float32_by_onednn(shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    torch.manual_seed(0)
-    x, weight, b = torch.randn(*shape), torch.randn(13, 9), torch.randn(13) if bias else None
-    torch.testing.assert_close(products.linear(x, weight, b), F.linear(x, weight, b))
-    apart, transposed = torch.randn(*shape, 2)[..., 0], torch.randn(9, 13).T  # strides of their own
-    torch.testing.assert_close(products.linear(apart, transposed, b), F.linear(apart, transposed, b))
-    trained = weight.clone().requires_grad_()
-    products.linear(x, trained, b).sum().backward()
-    torch.testing.assert_close(trained.grad, x.reshape(-1, 9).sum(0).expand(13, 9))
-
-
-@needs_onednn
-def test_a_float32_prompt_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = ss.create_model("mamba-tiny").eval()
-    ids = torch.randint(0, model.vocab_size, (2, 9))
-    with torch.no_grad():
-        expected = model(ids)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    calls = []
-    monkeypatch.setattr(products, "linear", lambda x, w, b=None: (calls.append(tuple(w.shape)), F.linear(x, w, b))[1])
-    logits, _ = ss.Engine(model).scan(ids)
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    assert len(calls) == sum(isinstance(m, nn.Linear) for m in model.modules())

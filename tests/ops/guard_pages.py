@@ -16,6 +16,7 @@ import torch
 from test_native_kernels import CASES
 
 from statescan.ops import native_gate as gate
+from statescan.ops import products
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -37,6 +38,17 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, at_end: bool) -> torch.T
     ctypes.memset(start + PAGE, 0xFF, pages)
     address = start + PAGE + (pages - size if at_end else 0)
     return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype).view(shape)
+
+
+GEMM = [(1, 1, 1), (13, 7, 33), (25, 800, 67), (1540, 5, 18)]
+"""Rows, inputs and outputs of a Linear."""
+
+
+def gemm(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A Linear's output and gradients by the native product."""
+    x, weight, bias = inputs.values()
+    y = products.multiply(x, weight.T, bias)
+    return {"y": y, "gx": products.multiply(y, weight), "gweight": products.multiply(y.T, x)}
 
 
 def main() -> None:
@@ -66,6 +78,16 @@ def main() -> None:
                 assert torch.empty is plain_empty
                 for key, value in expected.items():
                     assert torch.equal(value, got[key]), (name, key)
+        for shape in GEMM:
+            torch.manual_seed(6)
+            inputs = {"x": torch.randn(shape[:2]), "weight": torch.randn(shape[2], shape[1]), "bias": torch.randn(shape[2])}
+            expected = gemm(inputs)
+            near = {k: guarded(tuple(t.shape), t.dtype, at_end).copy_(t) for k, t in inputs.items()}
+            new = mock.patch.object(torch.Tensor, "new_empty", lambda t, *sizes, at_end=at_end: guarded(sizes, torch.float32, at_end))
+            with new:
+                got = gemm(near)
+            for key, value in expected.items():
+                assert torch.equal(value, got[key]), (shape, key)
     print("untouched", gate.instruction_set())
 
 

@@ -1,0 +1,223 @@
+"""The products of a Linear by our own kernel: values, gradients by name, and what they leave to torch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import statescan as ss
+from statescan.layers import Linear
+from statescan.ops import native_gate as gate
+from statescan.ops import products
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable)),
+]
+
+
+@pytest.fixture(autouse=True)
+def ours(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """On any processor, from a size that a test can afford; the shapes of what was multiplied."""
+    calls: list[tuple[int, ...]] = []
+    multiply = products.multiply
+
+    def spied(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+        calls.append((*a.shape, b.shape[1]))
+        return multiply(a, b, bias)
+
+    monkeypatch.setattr(products, "ours_is_faster", lambda: True)
+    monkeypatch.setattr(products, "NARROW", 1)
+    monkeypatch.setattr(products, "FEW", 1)
+    monkeypatch.setattr(products, "multiply", spied)
+    return calls
+
+
+def leaves(rows: tuple[int, ...], width: int, out: int, bias: bool) -> dict[str, Tensor]:
+    made = {"x": torch.randn(*rows, width), "weight": torch.randn(out, width)}
+    return {**made, "bias": torch.randn(out)} if bias else made
+
+
+def results(function: Any, inputs: dict[str, Tensor], gy: Tensor | None = None) -> dict[str, Tensor]:
+    near = {k: v.detach().requires_grad_() for k, v in inputs.items()}
+    y = function(**near)
+    given = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) if gy is None else gy
+    y.backward(given.to(y.dtype))
+    return {"y": y.detach(), **{k: v.grad for k, v in near.items() if v.grad is not None}}
+
+
+def assert_exact(got: dict[str, Tensor], inputs: dict[str, Tensor], gy: Tensor | None = None) -> None:
+    exact = results(F.linear, {k: v.double() for k, v in inputs.items()}, gy)
+    assert set(got) == set(exact)
+    for name, value in exact.items():
+        assert got[name].shape == value.shape
+        error = float((got[name] - value).abs().max() / value.abs().max().clamp(min=1e-3))
+        assert error < 3e-6, (name, error)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "width", "out"),
+    [
+        ((1,), 1, 1),
+        ((13,), 7, 33),
+        ((2, 3), 16, 32),
+        ((96,), 64, 64),
+        ((5, 5), 801, 67),
+        ((3,), 1600, 2),
+        ((1537,), 5, 130),
+        ((12,), 2, 1600),
+    ],
+)
+def test_values_and_gradients(rows: tuple[int, ...], width: int, out: int, bias: bool, ours: list[tuple[int, ...]]) -> None:
+    """Depths of one, two and three pieces, rows of two blocks, and edges on every side."""
+    torch.manual_seed(0)
+    inputs = leaves(rows, width, out, bias)
+    assert_exact(results(products.linear, inputs), inputs)
+    assert len(ours) == 3
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_same_bits_at_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    inputs = leaves((77,), 900, 131, True)
+    monkeypatch.setattr(gate, "threads", lambda operations: 1)
+    one = results(products.linear, inputs)
+    monkeypatch.setattr(gate, "threads", lambda operations: threads)
+    for name, value in results(products.linear, inputs).items():
+        assert torch.equal(value, one[name]), name
+
+
+def test_strides_of_all_kinds() -> None:
+    """Slices, transposes, every second number, expanded cotangents."""
+    torch.manual_seed(0)
+    wide = torch.randn(2, 9, 40)
+    for x in (
+        wide[..., 3:20],
+        wide[..., ::2][..., :17],
+        wide.transpose(0, 1)[..., :17],
+        torch.randn(17, 9).T,
+        torch.randn(17).expand(4, 17),
+    ):
+        for weight in (torch.randn(8, 17), torch.randn(17, 8).T, torch.randn(8, 34)[:, ::2], torch.randn(1, 17).expand(8, 17)):
+            inputs = {"x": x, "weight": weight, "bias": torch.randn(16)[::2]}
+            assert_exact(results(products.linear, inputs), inputs)
+            gy = torch.tensor(0.7).expand(*x.shape[:-1], 8)
+            assert_exact(results(products.linear, inputs, gy), inputs, gy)
+            gy = torch.randn(8).expand(*x.shape[:-1], 8)
+            assert_exact(results(products.linear, inputs, gy), inputs, gy)
+
+
+def test_not_a_number_stays_in_its_row() -> None:
+    x, weight = torch.randn(20, 9), torch.randn(35, 9)
+    x[7, 3], weight[33, 0] = float("nan"), float("inf")
+    y = products.linear(x, weight)
+    expected = F.linear(x, weight)
+    torch.testing.assert_close(y, expected, equal_nan=True)
+    assert y[7].isnan().all()
+    assert not y[:7].isnan().any()
+
+
+def test_frozen_parts_cost_nothing(ours: list[tuple[int, ...]]) -> None:
+    layer = Linear(9, 13)
+    x = torch.randn(4, 9)
+    layer(x).sum().backward()
+    assert len(ours) == 2  # no gradient of x
+    ours.clear()
+    layer.requires_grad_(False)
+    layer(x.requires_grad_()).sum().backward()
+    assert len(ours) == 2  # none of the weight
+    assert x.grad is not None
+    ours.clear()
+    with torch.no_grad():
+        layer(x)
+    assert len(ours) == 1
+
+
+def test_second_derivatives_and_several_cotangents() -> None:
+    torch.manual_seed(0)
+    inputs = {k: v.double().float() for k, v in leaves((4,), 3, 5, True).items()}
+
+    def twice(function: Any) -> list[Tensor]:
+        near = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+        y = function(**near)
+        first = torch.autograd.grad((y**3).sum(), list(near.values()), create_graph=True)
+        return list(torch.autograd.grad(sum((g**2).sum() for g in first), list(near.values())))
+
+    for mine, theirs in zip(twice(products.linear), twice(F.linear), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
+    x, weight = inputs["x"].requires_grad_(), inputs["weight"].requires_grad_()
+    sides = torch.randn(6, 4, 5)
+    for function in (products.linear, F.linear):
+        found = torch.autograd.grad(function(x, weight), (x, weight), sides, is_grads_batched=True)
+        torch.testing.assert_close(found[0], sides @ weight)
+        torch.testing.assert_close(found[1], sides.transpose(1, 2) @ x)
+
+
+def test_left_to_torch(ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(4, 9), torch.randn(13, 9)
+
+    def by_us(*arguments: Any) -> bool:
+        ours.clear()
+        products.linear(*arguments)
+        return bool(ours)
+
+    assert by_us(x, weight)
+    assert not by_us(x.double(), weight.double())
+    assert not by_us(x.bfloat16(), weight.bfloat16())
+    assert not by_us(x.to("meta"), weight.to("meta"))
+    assert not by_us(x[:0], weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not by_us(x, weight)
+    ours.clear()
+    torch.func.vmap(products.linear, in_dims=(0, None))(torch.randn(2, 4, 9), weight)
+    torch.func.jvp(lambda x: products.linear(x, weight), (x,), (x,))
+    torch.compile(products.linear, backend="eager", fullgraph=True)(x, weight)
+    assert not ours
+    monkeypatch.setattr(products, "FEW", 5)
+    assert not by_us(x, weight)
+    monkeypatch.setattr(products, "FEW", 1)
+    monkeypatch.setattr(products, "NARROW", 10)
+    assert not by_us(x, weight)
+    with pytest.raises(RuntimeError):
+        products.linear(x, torch.randn(13, 8))
+
+
+def test_a_layer_is_a_linear() -> None:
+    """Names, initial values and printing are torch's; torch's own serialisation and copies work."""
+    torch.manual_seed(0)
+    mine = Linear(9, 13)
+    torch.manual_seed(0)
+    theirs = nn.Linear(9, 13)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], value)
+    assert repr(mine) == repr(theirs)
+    x = torch.randn(4, 9)
+    torch.testing.assert_close(copy.deepcopy(mine)(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", ["mamba-tiny", "mamba2-tiny", "jamba-tiny"])
+def test_a_model_trains_the_same(name: str, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients by name beside torch's products; checkpointed too, whose forward runs again in the backward."""
+    torch.manual_seed(0)
+    model = ss.create_model(name)
+    ids = torch.randint(0, model.vocab_size, (2, 12))
+
+    def gradients(saved: bool) -> dict[str, Tensor]:
+        model.zero_grad()
+        logits = checkpoint(model, ids, use_reentrant=False) if saved else model(ids)
+        model.loss(logits, ids).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    found, again = gradients(False), gradients(True)
+    assert ours
+    monkeypatch.setattr(products, "ours_is_faster", lambda: False)
+    for n, expected in gradients(False).items():
+        torch.testing.assert_close(found[n], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(again[n], found[n], rtol=0, atol=0)
