@@ -2,7 +2,7 @@
 //
 // A block of a is copied into panels of kRows rows, in the order in which they are read. Then each thread takes two vectors of columns of b at
 // a time, copies those (its second-level cache holds them) and multiplies them with all panels of a, so that what of b is not in a cache is
-// fetched between products. Sums over more than kDepth are continued in c, so their order depends on nothing but the depth.
+// fetched between products. The order of a sum depends on nothing but the depth.
 #include "small_products.h"
 
 namespace statescan {
@@ -16,6 +16,7 @@ constexpr int kRows = 6;  // 12 of 16
 #endif
 constexpr int64_t kColumns = 2 * W;
 constexpr int64_t kDepth = 768;
+constexpr int64_t kChain = 128;   // numbers that are summed one after the other
 constexpr int64_t kBlock = 1536;  // rows of a block: 4.7 MB, for the last cache
 constexpr int64_t kShare = 4;     // tasks a thread, at least, so that all end at about the same time
 
@@ -62,33 +63,37 @@ void pack_rows(Block& block, int64_t index, char*) {
     pack<kRows>(a.f(block.row + m, block.first), a.stride[0], a.stride[1], least(kRows, block.rows - m), block.depth, block.left + m * block.depth);
 }
 
-// M rows of a panel of a with V vectors of a panel of b; sums begin with `begin` where it is given, else with c.
+// M rows of a panel of a with V vectors of a panel of b, added to `begin` where it is given, else to c. Sums of kChain numbers are added up,
+// because one long chain of additions would round twice as coarsely as other libraries.
 template <int M, int V>
 void sums(int64_t depth, const float* a, const float* b, const float* begin, float* c, int64_t ldc) {
-    vf s[M][V];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) s[m][v] = load(begin != nullptr ? begin + v * W : c + m * ldc + v * W);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) __builtin_prefetch(c + m * ldc + v * W, 1);
-    for (int64_t k = 0; k < depth; ++k) {
-        vf right[V];
+    for (int64_t first = 0; first < depth; first += kChain) {
+        const int64_t last = least(depth, first + kChain);
+        vf s[M][V] = {};
+        for (int64_t k = first; k < last; ++k) {
+            vf right[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) right[v] = load(b + k * kColumns + v * W);
+            for (int v = 0; v < V; ++v) right[v] = load(b + k * kColumns + v * W);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-            const float left = a[k * kRows + m];
+            for (int m = 0; m < M; ++m) {
+                const float left = a[k * kRows + m];
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) s[m][v] += left * right[v];
+                for (int v = 0; v < V; ++v) s[m][v] += left * right[v];
+            }
         }
-    }
+        const bool begins = begin != nullptr && first == 0;
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
+        for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) store(c + m * ldc + v * W, s[m][v]);
+            for (int v = 0; v < V; ++v) {
+                float* to = c + m * ldc + v * W;
+                store(to, s[m][v] + load(begins ? begin + v * W : to));
+            }
+    }
 }
 
 // The same with `rows` and `columns` of them, through a tile of its own.

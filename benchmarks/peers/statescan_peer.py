@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import statescan as ss
@@ -47,7 +48,7 @@ class Statescan(TorchModel):
 
     def loss(self, ids: Tensor) -> Tensor:
         """See TorchModel."""
-        return self.model.loss(self.model(ids)[:, :-1], ids[:, 1:])
+        return self.model.loss(self.model(ids), F.pad(ids[:, 1:], (0, 1), value=-100))
 
     def info(self) -> dict[str, Any]:
         """See TorchModel; without the embedding where the head has a copy; and the bytes that a weight takes, scales included."""

@@ -29,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Ours (``native/gemm.cpp``) for large products of plain float32 tensors on a processor where it is faster; torch's anywhere else, and
     under compilers, autocast and functorch's transforms.
     """
-    if ours_is_faster() and _suits(x, weight, bias):
+    if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
         return recomputed(_forward, _backward, _again, {"x": x, "weight": weight, "bias": bias}, {})[0]
     return F.linear(x, weight, bias)
 

@@ -14,12 +14,21 @@ from transformers_cases import CASES, RESPELLED, VOCAB
 
 import statescan as ss
 from statescan.interop import export_pretrained, from_pretrained
+from statescan.ops import products
 
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 MAMBAS = [name for name in CASES if name.split("-")[0] in ("mamba", "mamba2")]
 """Their tensors are named like ours, and their cache holds what our state holds."""
+
+
+@pytest.fixture(autouse=True)
+def one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides multiply with torch. mamba-full-width is so ill-conditioned on some rows that either side is 1e-3 away from its own
+    result in float64: only what rounds alike can be compared to 1e-4. Our product has tests of its own (tests/layers/test_linear.py).
+    """
+    monkeypatch.setattr(products, "ours_is_faster", lambda: False)
 
 
 class Pair(NamedTuple):

@@ -189,6 +189,13 @@ def test_left_to_torch(ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPa
         products.linear(x, torch.randn(13, 8))
 
 
+def test_a_layer_compiles_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # nothing of this module's fixture: the choice of a processor must not be traced
+    layer, x = Linear(9, 13), torch.randn(4, 9)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+    assert len(list(torch.export.export(layer, (x,)).graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default))) == 1
+
+
 def test_a_layer_is_a_linear() -> None:
     """Names, initial values and printing are torch's; torch's own serialisation and copies work."""
     torch.manual_seed(0)

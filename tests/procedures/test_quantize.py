@@ -16,7 +16,7 @@ import statescan as ss
 from statescan.cli import main
 from statescan.data.tokenizers import load_tokenizer
 from statescan.interop.adapters import lora_targets
-from statescan.layers import QuantLinear
+from statescan.layers import Linear, QuantLinear
 from statescan.ops.dispatch import explain
 from statescan.procedures.quantize import Kind, quantize
 
@@ -39,7 +39,7 @@ def test_replaces_plain_linears_and_nothing_else(name: str, kind: Kind) -> None:
     before = linears(model)
     embedding = model.backbone.embedding.weight
     report = quantize(model, kind)
-    plain = {n for n, cls in before.items() if cls is nn.Linear}
+    plain = {n for n, cls in before.items() if cls in (nn.Linear, Linear)}
     assert {layer.name for layer in report.layers} == plain
     assert {n for n, cls in linears(model).items() if cls is QuantLinear} == plain
     assert set(report.left) == set(before) - plain
