@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    large = min(weight.shape) >= NARROW and x.numel() >= FEW * x.shape[-1]
+    large = weight.ndim == 2 and min(weight.shape) >= NARROW and x.numel() >= FEW * x.shape[-1]
     if not large or not gate.plain(x, weight, bias) or torch.is_autocast_enabled("cpu"):
         return False
     return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None and x.shape[-1] == weight.shape[-1]
