@@ -13,8 +13,8 @@ from statescan.ops.recomputed import recomputed
 
 FEW = 16
 """Rows below which copying the weight into panels costs more than it gives."""
-NARROW = 128
-"""Sides of a weight below which there is too little to share between threads."""
+NARROW = 32
+"""Sides of a weight below which a panel is mostly padding."""
 
 
 @cache
