@@ -16,6 +16,8 @@ from statescan.layers import Linear
 from statescan.ops import native_gate as gate
 from statescan.ops import products
 
+onednn = products.onednn
+
 pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable)),
@@ -33,6 +35,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return multiply(a, b, bias)
 
     monkeypatch.setattr(products, "ours_is_faster", lambda: True)
+    monkeypatch.setattr(products, "onednn", None)
     monkeypatch.setattr(products, "NARROW", 1)
     monkeypatch.setattr(products, "FEW", 1)
     monkeypatch.setattr(products, "multiply", spied)
@@ -167,6 +170,15 @@ def test_left_to_torch(ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPa
         ours.clear()
         products.linear(*arguments)
         return bool(ours)
+
+    if onednn is not None:
+        monkeypatch.setattr(products, "onednn", onednn)
+        for bias in (None, torch.randn(13)):
+            for given in (x, torch.randn(2, 4, 18)[..., ::2], torch.randn(9, 4).T):
+                torch.testing.assert_close(products.linear(given, weight, bias), F.linear(given, weight, bias))
+        assert not ours
+        assert by_us(x, weight.clone().requires_grad_())
+        monkeypatch.setattr(products, "onednn", None)
 
     assert by_us(x, weight)
     assert not by_us(x.double(), weight.double())
