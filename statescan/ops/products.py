@@ -41,9 +41,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     large = weight.ndim == 2 and min(weight.shape) >= NARROW and x.numel() >= FEW * x.shape[-1]
-    if not large or not gate.plain(x, weight, bias) or torch.is_autocast_enabled("cpu"):
+    if not large or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        return False  # torch broadcasts a bias of one number, and refuses the rest
+    if not gate.plain(x, weight, bias) or torch.is_autocast_enabled("cpu"):
         return False
-    return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None and x.shape[-1] == weight.shape[-1]
+    return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

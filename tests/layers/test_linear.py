@@ -197,8 +197,11 @@ def test_left_to_torch(ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(products, "FEW", 1)
     monkeypatch.setattr(products, "NARROW", 10)
     assert not by_us(x, weight)
-    with pytest.raises(RuntimeError):
-        products.linear(x, torch.randn(13, 8))
+    monkeypatch.setattr(products, "NARROW", 1)
+    assert not by_us(x, weight, torch.randn(1))  # a bias that torch broadcasts: the kernel would read behind it
+    for wrong in ((x, torch.randn(13, 8)), (x, weight, torch.randn(12))):
+        with pytest.raises(RuntimeError):
+            products.linear(*wrong)
 
 
 def test_a_layer_compiles_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
