@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from statescan.blocks import EMBEDDING, Residual
+from statescan.layers.embedding import Embedding
 from statescan.layers.norm import NormKind, make_norm
+from statescan.ops.frugal import frugal
 from statescan.protocols import Bus, CausalMixer, Mixer, SharedBus, State
 from statescan.registry import nearest, register
 from statescan.state import state as declare_state
@@ -89,7 +91,7 @@ class FlatBackbone(nn.Module):
         names = spell(layers, list(parts))
         self.d_model, self.residual_in_fp32, self.gradient_checkpointing = d_model, residual_in_fp32, False
         if vocab_size is not None:
-            self.embedding = nn.Embedding(vocab_size, d_model)
+            self.embedding: nn.Embedding = Embedding(vocab_size, d_model)
             nn.init.normal_(self.embedding.weight, std=0.02)
         self.embedding_scale = float(embedding_scale)
         self.embedding_norm = make_norm(norm, d_model, norm_eps) if embedding_norm else None
@@ -151,7 +153,8 @@ class FlatBackbone(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, after = checkpoint(layer, x, timeline, state=before, bus=bus, use_reentrant=False)  # type: ignore[misc]
             else:
-                x, after = layer(x, timeline, state=before, bus=bus)
+                with frugal(x):
+                    x, after = layer(x, timeline, state=before, bus=bus)
             states.append(after)
         y = hide(self.norm_f(x), timeline)
         return (y, FlatState(tuple(states))) if return_state else y

@@ -16,6 +16,7 @@ from statescan.layers import MLP
 from statescan.layers.norm import NormKind
 from statescan.mixers.pooled import Pooled
 from statescan.ops.checks import check_positive
+from statescan.ops.frugal import frugal
 from statescan.protocols import Bus, State
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -99,7 +100,8 @@ class PoolUNet(nn.Module):
         x = hide(x, timeline)
         streams, down, up = [x], [], []
         for layer, given in zip(self.down, before.down, strict=True):
-            x, after = layer(x, timeline, state=given, bus=bus)
+            with frugal(x):
+                x, after = layer(x, timeline, state=given, bus=bus)
             streams.append(x)
             down.append(after)
         pooled: State = ()
@@ -108,7 +110,8 @@ class PoolUNet(nn.Module):
             x = streams.pop() + coarse
         entered = x
         for layer, given in zip(self.up, before.up, strict=True):
-            x, after = layer(x, timeline, state=given, bus=bus)
+            with frugal(x):
+                x, after = layer(x, timeline, state=given, bus=bus)
             x = x + streams.pop() if self.down else x
             up.append(after)
         y = hide(x if self.down else x + entered, timeline)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from statescan.engine import rows
 from statescan.engine.rows import Row
-from statescan.layers import CausalConv1d, DeltaProjection, LayerNorm, Linear, OffsetRMSNorm, QuantLinear, RMSNorm
+from statescan.layers import CausalConv1d, DeltaProjection, Embedding, LayerNorm, Linear, OffsetRMSNorm, QuantLinear, RMSNorm
 from statescan.layers.grouped import BlockLinear
 from statescan.layers.norm import GroupLayerNorm
 from statescan.ops import native_gate as gate
@@ -50,7 +50,7 @@ class Builder:
         """Raises :class:`Unplain` unless the module is exactly of such a type and nothing else watches or replaces its call."""
         name = type(module).__name__
         if type(module) not in kinds:
-            raise Unplain(f"{name} is not {' or '.join(kind.__name__ for kind in kinds)}")
+            raise Unplain(f"{name} is not {' or '.join(dict.fromkeys(kind.__name__ for kind in kinds))}")
         if any(getattr(module, hooks) for hooks in _HOOKS):
             raise Unplain(f"a {name} has hooks")
         if "forward" in module.__dict__:
@@ -184,7 +184,7 @@ class Builder:
 
     def embed(self, module: nn.Module, target: int) -> None:
         """A row of the table for each id."""
-        self.read(module, nn.Embedding)
+        self.read(module, nn.Embedding, Embedding)
         assert isinstance(module, nn.Embedding)
         if module.max_norm is not None:
             raise Unplain("an Embedding with max_norm changes its weight")

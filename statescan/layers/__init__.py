@@ -2,6 +2,7 @@
 
 from statescan.layers.conv import CausalConv1d
 from statescan.layers.delta import DeltaProjection, init_delta_bias
+from statescan.layers.embedding import Embedding
 from statescan.layers.linear import Linear
 from statescan.layers.mlp import MLP, GatedMLP
 from statescan.layers.moe import load_balancing_loss, router_z_loss
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "CausalConv1d",
     "DeltaProjection",
+    "Embedding",
     "GatedMLP",
     "GatedRMSNorm",
     "LayerNorm",

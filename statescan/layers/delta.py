@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.ops.checks import state_dtype
+from statescan.ops.products import linear
 from statescan.parameters import Dynamic
 
 
@@ -29,6 +30,6 @@ class DeltaProjection(nn.Linear, Dynamic):
         device = input.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
         if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not autocast):
-            return F.linear(input, self.weight, self.bias)
+            return linear(input, self.weight, self.bias)
         product = F.linear(input, self.weight)
         return product.to(state_dtype(product)) + self.bias

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from statescan.ops import frugal
 from statescan.registry import nearest
 
 PREFERENCE = ("triton", "native", "mamba_ssm", "causal_conv1d", "fla", "portable", "reference")
@@ -48,12 +49,14 @@ class Op:
     """An op: a name and its implementations. ``tolerance[dtype]`` is how far a result may lie from the float64 reference.
 
     ``torch_products``: its fast implementations leave large matrix products to torch, whose bits may depend on the number of threads.
+    ``cheap``: its (first) result is rather computed again in the backward pass than kept for it.
     """
 
-    def __init__(self, name: str, *, tolerance: dict[torch.dtype, float], torch_products: bool = False) -> None:
+    def __init__(self, name: str, *, tolerance: dict[torch.dtype, float], torch_products: bool = False, cheap: bool = False) -> None:
         self.name = name
         self.tolerance = tolerance
         self.torch_products = torch_products
+        self.cheap = cheap
         self.implementations: dict[str, Implementation] = {}
         ops[name] = self
 
@@ -83,7 +86,7 @@ class Op:
             if reason is not None:
                 raise ValueError(f"{self.name}: the forced implementation {forced!r} refuses: {reason}")
             record(self.name, forced, "forced", {}, arguments)
-            return self.implementations[forced].run(**arguments)
+            return self._run(self.implementations[forced], arguments)
         refused: dict[str, str] = {}
         for name in PREFERENCE:
             implementation = self.implementations.get(name)
@@ -92,9 +95,15 @@ class Op:
             reason = implementation.refuse(**arguments)
             if reason is None:
                 record(self.name, name, "the fastest that accepts", refused, arguments)
-                return implementation.run(**arguments)
+                return self._run(implementation, arguments)
             refused[name] = reason
         raise ValueError(f"no implementation of {self.name} accepts these inputs: {refused}")
+
+    def _run(self, implementation: Implementation, arguments: dict[str, Any]) -> Any:
+        result = implementation.run(**arguments)
+        if self.cheap:
+            frugal.remember(implementation.run, arguments, result)
+        return result
 
 
 _forced: dict[str, str] = {}

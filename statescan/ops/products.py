@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops import frugal, pages
 from statescan.ops import native_gate as gate
 from statescan.ops.recomputed import recomputed
 
@@ -15,6 +16,8 @@ FEW = 16
 """Rows below which copying the weight into panels costs more than it gives."""
 NARROW = 32
 """Sides of a weight below which a panel is mostly padding."""
+SHALLOW = 64
+"""Inputs of a weight up to which its outputs are rather computed again in the backward pass than kept."""
 
 onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 """A Linear by oneDNN, which has no derivative: a tenth faster on a prompt than ours, slower backwards."""
@@ -32,10 +35,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     For large products of plain float32 tensors on a processor where MKL is slow: ours (``native/gemm.cpp``) in training, oneDNN's (where
     torch has it) without gradients. MKL's anywhere else, and under compilers, autocast and functorch's transforms.
     """
-    if torch.compiler.is_compiling() or not ours_is_faster() or not _suits(x, weight, bias):
-        return F.linear(x, weight, bias)
-    if onednn is not None and not gate.needs_gradient(x, weight, bias):
-        return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    run = _torch
+    if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
+        if onednn is not None and not gate.needs_gradient(x, weight, bias):
+            return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        run = _ours
+    y = run(x, weight, bias)
+    if weight.shape[-1] <= SHALLOW:
+        frugal.remember(run, {"x": x, "weight": weight, "bias": bias}, y)
+    return y
+
+
+def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return recomputed(_forward, _backward, _again, {"x": x, "weight": weight, "bias": bias}, {})[0]
 
 
@@ -48,13 +63,13 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, *, own_pages: bool = False) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,)."""
     assert gate.module is not None
     a, b = _lines(a), _lines(b)
     bias = None if bias is None else gate.rows(bias)
     (rows, depth), columns = a.shape, b.shape[1]
-    c = a.new_empty(rows, columns)
+    c = pages.empty((rows, columns)) if own_pages else a.new_empty(rows, columns)
     threads = gate.threads(2 * rows * columns * depth)
     gate.module.gemm(threads, rows, columns, depth, gate.view(a), gate.view(b), gate.view(bias), gate.view(c))
     return c
@@ -72,7 +87,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
-    return (multiply(_flat(x), weight.T, bias).view(*x.shape[:-1], weight.shape[0]),)
+    return (multiply(_flat(x), weight.T, bias, own_pages=True).view(*x.shape[:-1], weight.shape[0]),)
 
 
 def _backward(cotangents: tuple[Tensor | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
@@ -88,4 +103,4 @@ def _backward(cotangents: tuple[Tensor | None, ...], x: Tensor, weight: Tensor, 
 
 
 def _again(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
-    return (F.linear(x, weight, bias),)
+    return (_torch(x, weight, bias),)
