@@ -139,6 +139,7 @@ def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, 
     if not error <= tolerance:
         raise RuntimeError(f"{op}, {case.name}: off by {error:.1e}, more than {tolerance:.0e}: no figures on a failing check")
     moved = sum(t.numel() * t.element_size() for t in inputs.values()) + y.numel() * y.element_size()
+    cotangent = torch.ones_like(y)  # in a model somebody else makes it
     del y
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
 
@@ -148,7 +149,7 @@ def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, 
 
     def both() -> None:
         y = way(**leaves)
-        torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))
+        torch.autograd.grad(y, list(leaves.values()), cotangent)
 
     calls = {"forward": timed(forward)}
     both_memory = None

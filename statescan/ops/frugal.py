@@ -1,14 +1,14 @@
 """Saved activations chosen by cost: what is cheap to compute again is not kept for the backward pass, but computed again in it.
 
-Short convolutions, norms and narrow products fill a good part of the memory of training and take a few per cent of its time. Inside
+Short convolutions, norms, narrow products and the chunked scan fill most of the memory of training and take little of its time. Inside
 ``with frugal(x):`` the calls that :func:`remember` hears of leave a recipe, and whatever later functions save of their results is packed as
-that recipe. It runs once, when the backward pass first unpacks it, and its result is freed with the last function that saved it.
+that recipe. It runs once, when the backward pass first unpacks it, and its results are freed with the last function that saved them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,50 +16,71 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 
 WORTHWHILE = 2**16
 """Elements of the stream below which bookkeeping would cost more than the memory is worth."""
+_MODIFIED = (
+    "a tensor that the backward pass needs was modified in place after the forward pass (a weight by an optimiser's step, say): "
+    "call backward before the change, or run the forward pass again"
+)
 _current = threading.local()
 
 
 class _Recipe:
-    """A call, and its result once it has run again."""
+    """A call, and its results once it has run again."""
 
-    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], original: Tensor) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: Mapping[str, Any], originals: tuple[Tensor, ...], known: _Known) -> None:
         self.function = function
-        self.arguments = {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-        self.versions = self._versions()
-        self.original: Tensor | None = original  # until the layer has ended: else its memory might become another tensor's
-        self.version, self.dtype = original._version, original.dtype
-        self.result: Tensor | None = None
+        self.arguments = {name: _pack(value.detach(), known) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        self.originals = originals  # until the layer has ended: else their memory might become another tensor's
+        self.outputs = [(tensor._version, tensor.dtype) for tensor in originals]
+        self.results: tuple[Tensor, ...] | None = None
 
-    def _versions(self) -> list[int]:
-        return [value._version for value in self.arguments.values() if isinstance(value, Tensor)]
-
-    def run(self) -> Tensor:
-        if self.result is None:
-            if self.versions != self._versions():
-                raise RuntimeError(_MODIFIED)
+    def run(self) -> tuple[Tensor, ...]:
+        if self.results is None:
+            arguments = {name: _unpack(value) if isinstance(value, _Again | _AsItIs) else value for name, value in self.arguments.items()}
             with torch.no_grad():
-                self.result = _first(self.function(**self.arguments))
-        return self.result
+                self.results = _several(self.function(**arguments))
+        return self.results
 
 
-class _Packed(NamedTuple):
+_Known = dict[int, tuple[_Recipe, int]]
+"""Storage -> the call that gives it, and which of its results it is."""
+
+
+class _AsItIs(NamedTuple):
+    tensor: Tensor
+    version: int
+
+
+class _Again(NamedTuple):
+    """A view of a result."""
+
     recipe: _Recipe
+    place: int
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int | torch.SymInt
 
 
-_MODIFIED = (
-    "a tensor that the backward pass needs was modified in place after the forward pass (a weight by an optimiser's step, say): "
-    "call backward before the change, or run the forward pass again"
-)
+def _pack(tensor: Tensor, known: _Known) -> _Again | _AsItIs:
+    found = known.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
+    if found is None or (tensor._version, tensor.dtype) != found[0].outputs[found[1]]:
+        return _AsItIs(tensor, tensor._version)
+    return _Again(*found, tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _first(result: Any) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+def _unpack(packed: _Again | _AsItIs) -> Tensor:
+    if isinstance(packed, _Again):
+        return packed.recipe.run()[packed.place].as_strided(packed.shape, packed.stride, packed.offset)
+    if packed.tensor._version != packed.version:
+        raise RuntimeError(_MODIFIED)
+    return packed.tensor
+
+
+def _several(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def frugal(x: Tensor) -> AbstractContextManager[None]:
@@ -74,37 +95,50 @@ def frugal(x: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def _recipes() -> Iterator[None]:
-    recipes: dict[int, _Recipe] = {}
-
-    def pack(tensor: Tensor) -> _Packed | tuple[Tensor, int]:
-        recipe = recipes.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
-        if recipe is None or (tensor._version, tensor.dtype) != (recipe.version, recipe.dtype):
-            return tensor, tensor._version
-        return _Packed(recipe, tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    _current.recipes = recipes
+    known: _Known = {}
+    _current.known = known
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _pack(tensor, known), _unpack):
             yield
     finally:
-        _current.recipes = None
-        for recipe in recipes.values():
-            recipe.original = None
+        _current.known = None
+        for recipe, _ in known.values():
+            recipe.originals = ()
 
 
-def _unpack(packed: _Packed | tuple[Tensor, int]) -> Tensor:
-    if isinstance(packed, _Packed):
-        return packed.recipe.run().as_strided(packed.shape, packed.stride, packed.offset)
-    tensor, version = packed
-    if tensor._version != version:
-        raise RuntimeError(_MODIFIED)
-    return tensor
+def _active() -> _Known | None:
+    return getattr(_current, "known", None)
 
 
 def remember(function: Callable[..., Any], arguments: Mapping[str, Any], result: Any) -> None:
-    """``result``, or its first tensor, is what ``function(**arguments)`` gives, and cheap."""
-    recipes = getattr(_current, "recipes", None)
-    if recipes is not None:
-        original = _first(result)
-        if gate.plain(original) and not original.is_complex():
-            recipes[original.untyped_storage()._cdata] = _Recipe(function, arguments, original)
+    """``result``, a tensor or several, is what ``function(**arguments)`` gives, and cheap."""
+    known, originals = _active(), _several(result)
+    if known is not None and gate.plain(*originals) and not any(tensor.is_complex() for tensor in originals):
+        recipe = _Recipe(function, arguments, originals, known)
+        known.update({tensor.untyped_storage()._cdata: (recipe, place) for place, tensor in enumerate(originals)})
+
+
+def lasting(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """``torch.empty``, on a CPU, for what the backward pass will need: inside ``frugal`` in pages that go back to the system after it."""
+    return torch.empty(shape, dtype=dtype) if _active() is None else pages.empty(shape, dtype)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, a stream that outlives the layer."""
+    if _active() is None or x.dtype != y.dtype or x.shape != y.shape or not x.is_cpu:
+        return x + y
+    return _Add.apply(x, y)  # type: ignore[no-any-return]
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return torch.add(x, y, out=lasting(x.shape, x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, grad

@@ -30,7 +30,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     calls: list[tuple[int, ...]] = []
     multiply = products.multiply
 
-    def spied(a: Tensor, b: Tensor, bias: Tensor | None = None, **how: bool) -> Tensor:
+    def spied(a: Tensor, b: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
         calls.append((*a.shape, b.shape[1]))
         return multiply(a, b, bias, **how)
 

@@ -31,8 +31,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
     run = frugal._Recipe.run
 
-    def spied(self: frugal._Recipe) -> Tensor:
-        if self.result is None:
+    def spied(self: frugal._Recipe) -> tuple[Tensor, ...]:
+        if self.results is None:
             made.append(self)
         return run(self)
 
@@ -80,6 +80,33 @@ def test_results_are_not_kept(runs: list[Any]) -> None:
     saved = y.grad_fn._saved_self  # type: ignore[union-attr]
     assert len(runs) == 1
     assert torch.equal(saved, causal_conv1d(x, taps))
+
+
+def test_a_result_of_a_result(runs: list[Any]) -> None:
+    """What a recipe needs of another's result is not kept either: that runs before it."""
+    x, taps, weight = torch.randn(1, 64, 8, requires_grad=True), torch.randn(8, 4), torch.randn(8)
+    with frugal.frugal(x):
+        h = rms_norm(causal_conv1d(x, taps), weight)
+        y = h.sin()
+    (grad,) = torch.autograd.grad(y.sum(), [x])
+    assert [type(value).__name__ for value in runs[0].arguments.values() if isinstance(value, tuple)] == ["_Again", "_AsItIs"]
+    assert len(runs) == 2
+    near = x.detach().requires_grad_()
+    (exact,) = torch.autograd.grad(rms_norm(causal_conv1d(near, taps), weight).sin().sum(), [near])
+    assert torch.equal(grad, exact)
+
+
+def test_the_stream(runs: list[Any]) -> None:
+    x, y = torch.randn(1, 64, 8, requires_grad=True), torch.randn(1, 64, 8, requires_grad=True)
+    with frugal.frugal(x):
+        total = frugal.add(x, y)
+        wide = frugal.add(x, y.double())
+    assert torch.equal(total, x + y)
+    assert wide.dtype == torch.float64
+    (total.square().sum() + wide.sum()).backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 2 * (x + y) + 1)
+    assert torch.equal(x.grad, y.grad)  # type: ignore[arg-type]
 
 
 def test_what_stands_where_a_freed_result_stood(runs: list[Any]) -> None:
@@ -173,7 +200,7 @@ def test_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
             def counted(tensor: Tensor) -> Any:
                 packed = pack(tensor)
-                if isinstance(packed[0], Tensor):
+                if isinstance(packed, frugal._AsItIs):
                     kept[packed[0].untyped_storage()._cdata] = packed[0].untyped_storage().nbytes()
                 return packed
 

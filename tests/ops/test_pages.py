@@ -23,6 +23,12 @@ def test_zeros_and_empty(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert not pages.zeros(shape, dtype).any()
 
 
+def test_gradients() -> None:
+    for shape in ((3, 5), (1024, 1024), (1024, 2048)):
+        made = pages.gradient(shape).fill_(2.0)
+        assert (made.shape, made.dtype, float(made.sum())) == (shape, torch.float32, 2.0 * made.numel())
+
+
 def test_empty_is_poisoned_where_torch_is() -> None:
     with poisoned_memory():
         assert bool(pages.empty((700, 1000)).isnan().all())
