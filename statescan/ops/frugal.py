@@ -85,10 +85,10 @@ def _several(result: Any) -> tuple[Tensor, ...]:
 
 def frugal(x: Tensor) -> AbstractContextManager[None]:
     """Keep recipes inside, if ``x`` is a large stream in training and nobody else decides what is saved (checkpointing, a compiler)."""
-    useful = torch.is_grad_enabled() and x.numel() >= WORTHWHILE
-    if not useful or not gate.plain(x) or torch.is_autocast_enabled(x.device.type):
+    if not (torch.is_grad_enabled() and x.numel() >= WORTHWHILE and gate.plain(x)) or gate.transformed():
         return nullcontext()
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    autocast = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)  # the meta device knows none
+    if autocast or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return nullcontext()
     return _recipes()
 

@@ -103,6 +103,11 @@ def plain(*tensors: Tensor | None) -> bool:
     return all(tensor is None or type(tensor) in _PLAIN for tensor in tensors)
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, or forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def direct(*tensors: Tensor | None) -> bool:
     """Whether the binding may be called without the dispatcher: plain tensors, and no backward that may follow."""
     return plain(*tensors) and not needs_gradient(*tensors)

@@ -31,10 +31,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     if not _wanted(shape, dtype):
         return torch.empty(shape, dtype=dtype)
     pages = _map(shape, dtype)
-    if hasattr(mmap, "MADV_HUGEPAGE") and len(pages) >= HUGE:
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    with contextlib.suppress(OSError):
-        pages.madvise(_POPULATE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with contextlib.suppress(OSError):  # a kernel without them, or older
+            if len(pages) >= HUGE:
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            pages.madvise(_POPULATE)
     made = _tensor(pages, shape, dtype)
     poisoned = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     return made.fill_(torch.nan) if poisoned else made

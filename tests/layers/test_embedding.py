@@ -82,6 +82,10 @@ def test_frozen_compiled_and_mapped() -> None:
     assert torch.equal(ours.weight.grad, theirs.weight.grad)  # type: ignore[arg-type]
     mapped = torch.func.grad(lambda weight: torch.func.functional_call(ours, {"weight": weight}, (ids,)).sum())(ours.weight)
     assert torch.equal(mapped, theirs.weight.grad)  # type: ignore[arg-type]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(ours.weight.detach().requires_grad_(), torch.ones(50, 6))
+        y = torch.func.functional_call(ours, {"weight": dual}, (ids,))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(y).tangent, torch.ones(3, 4, 6))
     ours.weight.requires_grad_(False)
     assert not ours(ids).requires_grad
 
