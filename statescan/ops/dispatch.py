@@ -49,7 +49,7 @@ class Op:
     """An op: a name and its implementations. ``tolerance[dtype]`` is how far a result may lie from the float64 reference.
 
     ``torch_products``: its fast implementations leave large matrix products to torch, whose bits may depend on the number of threads.
-    ``cheap``: its (first) result is rather computed again in the backward pass than kept for it.
+    ``cheap``: its results are rather computed again in the backward pass than kept for it.
     """
 
     def __init__(self, name: str, *, tolerance: dict[torch.dtype, float], torch_products: bool = False, cheap: bool = False) -> None:
