@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers.norm import NormKind, make_norm
-from statescan.ops.frugal import add
 from statescan.protocols import Bus, CausalMixer, Mixer, State
 from statescan.timeline import Timeline
 
@@ -37,7 +36,7 @@ class Residual(nn.Module):
         """The new stream and the new state."""
         y, state = self.mix(self.norm(x), timeline, state, bus)
         y = F.dropout(y.to(x.dtype), self.dropout, self.training)
-        return add(x, y if self.scale == 1 else self.scale * y), state
+        return x + (y if self.scale == 1 else self.scale * y), state
 
     def mix(self, h: Tensor, timeline: Timeline | None, state: State | None, bus: Bus | None) -> tuple[Tensor, State]:
         """Call the mixer, of whatever kind it is."""

@@ -8,7 +8,7 @@ that recipe. It runs once, when the backward pass first unpacks it, and its resu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
-from statescan.ops import pages
 
 WORTHWHILE = 2**16
 """Elements of the stream below which bookkeeping would cost more than the memory is worth."""
@@ -106,39 +105,9 @@ def _recipes() -> Iterator[None]:
             recipe.originals = ()
 
 
-def _active() -> _Known | None:
-    return getattr(_current, "known", None)
-
-
 def remember(function: Callable[..., Any], arguments: Mapping[str, Any], result: Any) -> None:
     """``result``, a tensor or several, is what ``function(**arguments)`` gives, and cheap."""
-    known, originals = _active(), _several(result)
+    known, originals = getattr(_current, "known", None), _several(result)
     if known is not None and gate.plain(*originals) and not any(tensor.is_complex() for tensor in originals):
         recipe = _Recipe(function, arguments, originals, known)
         known.update({tensor.untyped_storage()._cdata: (recipe, place) for place, tensor in enumerate(originals)})
-
-
-def lasting(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """``torch.empty``, on a CPU, for what the backward pass will need: inside ``frugal`` in pages that go back to the system after it."""
-    return torch.empty(shape, dtype=dtype) if _active() is None else pages.empty(shape, dtype)
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, a stream that outlives the layer."""
-    if _active() is None or x.dtype != y.dtype or x.shape != y.shape or not x.is_cpu:
-        return x + y
-    return _Add.apply(x, y)  # type: ignore[no-any-return]
-
-
-class _Add(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, y: Tensor) -> Tensor:
-        return torch.add(x, y, out=lasting(x.shape, x.dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return grad, grad

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statescan.ops import frugal, pages
+from statescan.ops import frugal
 from statescan.ops import native_gate as gate
 from statescan.ops.recomputed import recomputed
 
@@ -64,13 +63,13 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None
 
 
-def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None, *, room: Callable[..., Tensor] = torch.empty) -> Tensor:
-    """a (M, K) times b (K, N), plus bias (N,), in memory of this kind."""
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (M, K) times b (K, N), plus bias (N,)."""
     assert gate.module is not None
     a, b = _lines(a), _lines(b)
     bias = None if bias is None else gate.rows(bias)
     (rows, depth), columns = a.shape, b.shape[1]
-    c = room((rows, columns))
+    c = a.new_empty(rows, columns)
     threads = gate.threads(2 * rows * columns * depth)
     gate.module.gemm(threads, rows, columns, depth, gate.view(a), gate.view(b), gate.view(bias), gate.view(c))
     return c
@@ -88,7 +87,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor]:
-    return (multiply(_flat(x), weight.T, bias, room=frugal.lasting).view(*x.shape[:-1], weight.shape[0]),)
+    return (multiply(_flat(x), weight.T, bias).view(*x.shape[:-1], weight.shape[0]),)
 
 
 def _backward(cotangents: tuple[Tensor | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor | None]:
@@ -98,7 +97,7 @@ def _backward(cotangents: tuple[Tensor | None, ...], x: Tensor, weight: Tensor, 
     g = _flat(gy)
     return {
         "x": multiply(g, weight).view(x.shape) if x.requires_grad else None,
-        "weight": multiply(g.T, _flat(x), room=pages.gradient) if weight.requires_grad else None,
+        "weight": multiply(g.T, _flat(x)) if weight.requires_grad else None,
         "bias": g.sum(0) if bias is not None and bias.requires_grad else None,
     }
 

@@ -96,19 +96,6 @@ def test_a_result_of_a_result(runs: list[Any]) -> None:
     assert torch.equal(grad, exact)
 
 
-def test_the_stream(runs: list[Any]) -> None:
-    x, y = torch.randn(1, 64, 8, requires_grad=True), torch.randn(1, 64, 8, requires_grad=True)
-    with frugal.frugal(x):
-        total = frugal.add(x, y)
-        wide = frugal.add(x, y.double())
-    assert torch.equal(total, x + y)
-    assert wide.dtype == torch.float64
-    (total.square().sum() + wide.sum()).backward()
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad, 2 * (x + y) + 1)
-    assert torch.equal(x.grad, y.grad)  # type: ignore[arg-type]
-
-
 def test_what_stands_where_a_freed_result_stood(runs: list[Any]) -> None:
     """Another tensor must not be taken for the result, though it could lie where that lay."""
     x, taps = torch.randn(1, 64, 8, requires_grad=True), torch.randn(8, 4)

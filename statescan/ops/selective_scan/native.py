@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
-from statescan.ops.frugal import lasting
 from statescan.ops.native_gate import view
 from statescan.ops.selective_scan.recorded import implement
 
@@ -49,9 +48,9 @@ def _forward(
     D, delta_bias = gate.rows_or_none(D), gate.rows_or_none(delta_bias)
     batch, length, width = x.shape
     n = A.shape[1]
-    y = lasting((batch, length, width), x.dtype)
+    y = torch.empty((batch, length, width), dtype=x.dtype)
     last = torch.empty((batch, width, n))
-    chunks = lasting((batch, _chunks(length), n, width) if save else (0,))
+    chunks = torch.empty((batch, _chunks(length), n, width) if save else 0)
     gate.module.selective_scan(
         gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),

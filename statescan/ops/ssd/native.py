@@ -53,7 +53,7 @@ def _forward(
     x, B, C, D = gate.rows(x), gate.rows(B), gate.rows(C), gate.rows_or_none(D)
     A, delta_bias = gate.rows(A), gate.rows_or_none(delta_bias)
     y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty((x.shape[0], *x.shape[2:], B.shape[3]))
-    chunks = torch.empty(_states(x, B) if save else (0,))
+    chunks = torch.empty(_states(x, B) if save else 0)
     gate.module.ssd(
         gate.threads(4 * x.numel() * B.shape[3]), softplus,
         low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
