@@ -103,7 +103,7 @@ def resident() -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's figures of memory")
 def test_memory_of_a_large_table() -> None:
-    """A table of 80 MiB of which 20 rows are read: its gradient takes a few pages, alone, and added to the head's."""
+    """A table of 80 MiB of which 20 rows are read: its gradient takes a few pages."""
     table = Embedding(40_000, 512)
     ids = torch.randint(0, 40_000, (1, 20))
     y = table(ids).sum()

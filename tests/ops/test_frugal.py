@@ -182,7 +182,7 @@ def test_who_else_decides(runs: list[Any]) -> None:
 
 
 def test_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a Mamba block 6 widths of the stream are kept, not 11: the norm's, the convolution's and the step's outputs are not."""
+    """Of a Mamba block 7 widths of the stream are kept, not 12: the norm's, the convolution's and the step's outputs are not."""
     kept: dict[int, int] = {}
 
     class Hooks(torch.autograd.graph.saved_tensors_hooks):
@@ -204,6 +204,7 @@ def test_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 7 <= widths < 8  # the stream, what enters convolution and gate (4), what the scan gives (2), and small things
 
 
+@pytest.mark.skipif(native_gate.module is None, reason=str(native_gate.unavailable))
 def test_a_first_gradient_does_not_import_a_compiler() -> None:
     """torch's own way to define operators imports dynamo when one first runs: a second and 150 MiB."""
     code = """

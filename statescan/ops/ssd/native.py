@@ -63,10 +63,13 @@ def _forward(
     return y, last, chunks.view(-1)
 
 
+_NAMES = tuple(signature(_forward).parameters)
+
+
 def _remembered(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Output and chunks' states are larger than all inputs together, and made in a thirtieth of a layer's time."""
+    """Output and chunks' states are larger than what they are made from."""
     outputs = _forward(*arguments)
-    remember(_forward, dict(zip(signature(_forward).parameters, arguments, strict=True)), outputs)
+    remember(_forward, dict(zip(_NAMES, arguments, strict=True)), outputs)
     return outputs
 
 
