@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.checks import state_dtype
 
 _PIECE = 1 << 20
@@ -53,10 +55,13 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         logits, targets, norms, count = ctx.saved_tensors
-        result = torch.empty_like(logits)
+        result = pages.empty(logits.shape, dtype=logits.dtype) if logits.is_cpu and gate.plain(logits) else torch.empty_like(logits)
         weights = (gradient / count).where(targets >= 0, 0)
         for rows in _pieces(logits):
-            part = (logits[rows].to(norms.dtype) - norms[rows].unsqueeze(1)).exp_()
+            part = result[rows] if result.dtype == norms.dtype else logits.new_empty(result[rows].shape, dtype=norms.dtype)
+            torch.sub(logits[rows], norms[rows].unsqueeze(1), out=part).exp_()
             part.scatter_add_(1, targets[rows].clamp(min=0).unsqueeze(1), part.new_full((part.shape[0], 1), -1))
-            result[rows] = part.mul_(weights[rows].unsqueeze(1))
+            part.mul_(weights[rows].unsqueeze(1))
+            if part.dtype != result.dtype:
+                result[rows] = part
         return result, None

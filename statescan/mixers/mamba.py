@@ -18,6 +18,7 @@ from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm, init_delta_
 from statescan.layers.linear import Linear
 from statescan.ops import rms_norm, selective_scan
 from statescan.ops.checks import check_positive, check_range, state_dtype
+from statescan.ops.parts import split
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -150,9 +151,9 @@ class Mamba(CausalMixer):
         self, u: Tensor, timeline: Timeline | None = None, state: MambaState | None = None
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
         """What enters the scan, ``(x, delta_raw, B, C, z)``, and the convolution's tail."""
-        x, z = self.in_proj(hide(u, timeline)).chunk(2, dim=-1)
+        x, z = split(self.in_proj(hide(u, timeline)), [self.d_inner, self.d_inner])
         x, conv = self.conv1d(x, timeline, state=None if state is None else state.conv)
-        r, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        r, B, C = split(self.x_proj(x), [self.dt_rank, self.d_state, self.d_state])
         if self.bcdt_norm == "rms":
             r, B, C = (rms_norm(part, eps=self.norm_eps) for part in (r, B, C))
         elif self.bcdt_norm == "rms_weighted":

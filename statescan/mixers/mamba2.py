@@ -18,6 +18,7 @@ from statescan.layers import CausalConv1d, GatedRMSNorm, init_delta_bias
 from statescan.layers.linear import Linear
 from statescan.ops import ssd
 from statescan.ops.checks import check_positive, check_range, state_dtype
+from statescan.ops.parts import split
 from statescan.protocols import Bus, CausalMixer
 from statescan.registry import register
 from statescan.state import state as declare_state
@@ -168,15 +169,14 @@ class Mamba2(CausalMixer):
     ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
         """What enters the scan, ``(x (B, L, H, P), delta_raw, B, C (B, L, G, N), z)``; the convolution's tail; the gated MLP's output."""
         bc = self.ngroups * self.d_state
-        z0, x0, z, xbc, delta_raw = self.in_proj(hide(u, timeline)).split(
-            [self.d_mlp, self.d_mlp, self.d_ssm, self.d_ssm + 2 * bc, self.nheads], dim=-1
-        )
+        sizes = [self.d_mlp, self.d_mlp, self.d_ssm, self.d_ssm + 2 * bc, self.nheads]
+        z0, x0, z, xbc, delta_raw = split(self.in_proj(hide(u, timeline)), sizes)
         if self.multipliers is not None:
             of_z, *of_xbc, of_dt = self.multipliers
             z, delta_raw = z * of_z, delta_raw * of_dt
             xbc = torch.cat([part * m for part, m in zip(xbc.split([self.d_ssm, bc, bc], dim=-1), of_xbc, strict=True)], dim=-1)
         xbc, conv = self.conv1d(xbc, timeline, state=None if state is None else state.conv)
-        x, B, C = xbc.split([self.d_ssm, bc, bc], dim=-1)
+        x, B, C = split(xbc, [self.d_ssm, bc, bc])
         heads, groups = (self.nheads, self.headdim), (self.ngroups, self.d_state)
         return (x.unflatten(-1, heads), delta_raw, B.unflatten(-1, groups), C.unflatten(-1, groups), z), conv, F.silu(z0) * x0
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.native_gate import view
 
 MAX_STATE = 1 << 19
@@ -73,8 +74,8 @@ def _forward(
         gate.rows_or_none(read),
         gate.rows(state),
     )
-    y, last = torch.empty(_y_shape(v), dtype=v.dtype), torch.empty(state.shape)
-    chunks = torch.empty(_chunks_shape(v, q.shape[3]) if save else 0)
+    y, last = pages.empty(_y_shape(v), dtype=v.dtype), pages.empty(state.shape)
+    chunks = pages.empty(_chunks_shape(v, q.shape[3]) if save else 0)
     if not len(q):  # no rows: nothing to share out among threads
         return y, last, chunks.view(-1)
     gate.module.matrix_state(
@@ -95,10 +96,10 @@ def _backward(
     heads, keys = v.shape[3], q.shape[3]
     chunks = chunks.view(_chunks_shape(v, keys))
     outputs = [gate.like(t) for t in (q, k, v, beta, log_decay, read)]
-    outputs.append(torch.empty(chunks.shape[:1] + chunks.shape[2:]))
+    outputs.append(pages.empty(chunks.shape[:1] + chunks.shape[2:]))
     shared = heads > q.shape[2]
-    parts = [torch.empty(*k.shape[:3], heads, keys) if shared else None]
-    parts.insert(0, torch.empty(*q.shape[:2], heads, keys) if shared else None)
+    parts = [pages.empty(*k.shape[:3], heads, keys) if shared else None]
+    parts.insert(0, pages.empty(*q.shape[:2], heads, keys) if shared else None)
     gate.module.matrix_state_backward(
         *_call(q, v, log_decay, scale), view(q), view(k), view(v), view(beta), view(log_decay), view(read), view(reset), view(mask),
         view(chunks), view(gy), view(glast), *map(view, outputs), *map(view, parts),

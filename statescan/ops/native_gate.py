@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from statescan.ops import pages
+
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.bool: 2, torch.complex64: 3, torch.int32: 0, torch.int8: 4, torch.uint8: 5}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -108,6 +110,11 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def in_memory(*cotangents: Tensor | None) -> bool:
+    """Whether a kernel can read them: several side by side (``is_grads_batched``) are none of theirs."""
+    return plain(*cotangents) and not any(c is not None and torch._C._functorch.is_legacy_batchedtensor(c) for c in cotangents)
+
+
 def direct(*tensors: Tensor | None) -> bool:
     """Whether the binding may be called without the dispatcher: plain tensors, and no backward that may follow."""
     return plain(*tensors) and not needs_gradient(*tensors)
@@ -145,7 +152,7 @@ def rows_or_none(tensor: Tensor | None) -> Tensor | None:
 
 def like(tensor: Tensor | None) -> Tensor | None:
     """A contiguous buffer for a gradient of this tensor."""
-    return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype)
+    return None if tensor is None else pages.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def or_empty(tensor: Tensor | None) -> Tensor:

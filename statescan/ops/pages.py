@@ -1,20 +1,120 @@
-"""Zeros that take no memory before they are written to."""
+"""Memory for large tensors on a CPU: buffers that leave no holes when they die, and zeros that take nothing before they are written to.
+
+A training step needs the memory of its fullest moment, and whatever lies unused between what lives then. The C library keeps small
+things, a tensor's header say, among large ones, so that activations which died leave hundreds of places, each too small for a gradient.
+Here large buffers are among themselves: each takes the first room that fits, neighbouring room becomes one, and the system is asked for
+pages once, where the C library gives them back and asks again at every step.
+"""
 
 from __future__ import annotations
 
+import math
 import mmap
+import threading
+import weakref
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 LARGE = 2**20
-"""Bytes from which a tensor is worth pages of its own."""
+"""Bytes of zeros that are worth pages of their own."""
+SMALLEST, LARGEST = 2**19, 2**28
+"""Bytes of the buffers that share segments; what is larger goes back to the system when it dies."""
+SEGMENT = 2**30
+"""Bytes of addresses asked for at once; a page of them exists once it was written to."""
+_GRAIN = max(4096, mmap.PAGESIZE)
+_ANONYMOUS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else None
+
+
+class _Pool:
+    """Segments, and the room in them by address: segment number * SEGMENT + offset."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.segments: list[mmap.mmap] = []
+        self.starts: list[int] = []
+        self.sizes: list[int] = []
+        self.returned: deque[tuple[int, int]] = deque()
+        """Buffers that have died: noted by whichever thread drops the last reference, put among the room by the next that takes some."""
+
+    def take(self, size: int) -> memoryview | None:
+        """A buffer of at least ``size`` bytes, which is room again when it dies; None where the system has no more addresses."""
+        size = -(-size // _GRAIN) * _GRAIN
+        if not self.lock.acquire(blocking=False):
+            return None  # another thread is at it, or was when this process was forked
+        try:
+            self._settle()
+            place = next((i for i, room in enumerate(self.sizes) if room >= size), None)
+            if place is None:
+                assert _ANONYMOUS is not None
+                self.segments.append(mmap.mmap(-1, SEGMENT, **_ANONYMOUS))
+                place = len(self.starts)
+                self.starts.append((len(self.segments) - 1) * SEGMENT)
+                self.sizes.append(SEGMENT)
+            start = self.starts[place]
+            self.starts[place] += size
+            self.sizes[place] -= size
+            if not self.sizes[place]:
+                del self.starts[place], self.sizes[place]
+        except (OSError, ValueError):
+            return None
+        finally:
+            self.lock.release()
+        segment, offset = divmod(start, SEGMENT)
+        block = memoryview(self.segments[segment])[offset : offset + size]
+        weakref.finalize(block, self.returned.append, (start, size)).atexit = False
+        return block
+
+    def _settle(self) -> None:
+        while self.returned:
+            start, size = self.returned.popleft()
+            place = bisect_left(self.starts, start)
+            end = start + size
+            if place < len(self.starts) and self.starts[place] == end and end % SEGMENT:
+                size += self.sizes[place]
+                del self.starts[place], self.sizes[place]
+            if place and self.starts[place - 1] + self.sizes[place - 1] == start and start % SEGMENT:
+                self.sizes[place - 1] += size
+            else:
+                self.starts.insert(place, start)
+                self.sizes.insert(place, size)
+
+    def release(self) -> None:
+        with self.lock:
+            self._settle()
+            for start, size in zip(self.starts, self.sizes, strict=True):
+                segment, offset = divmod(start, SEGMENT)
+                self.segments[segment].madvise(mmap.MADV_DONTNEED, offset, size)
+
+
+_pool = _Pool()
+
+
+def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """``torch.empty`` on a CPU. Its storage cannot be resized."""
+    sizes = torch.Size(shape if not shape or isinstance(shape[0], int) else shape[0])  # type: ignore[arg-type]
+    count = math.prod(sizes)
+    block = _pool.take(count * dtype.itemsize) if SMALLEST <= count * dtype.itemsize <= LARGEST and _ANONYMOUS else None
+    if block is None:
+        return torch.empty(sizes, dtype=dtype)
+    made = torch.frombuffer(block, dtype=dtype, count=count).resize_(sizes)  # a view would keep a second tensor: no sum in place
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+        made.fill_(math.nan if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max)
+    return made
+
+
+def release() -> None:
+    """Give the pages of buffers that have died back to the system: after training, before something else."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        _pool.release()
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros, on a CPU, whose pages do not exist until they are written to, where the system has such."""
+    """Zeros whose pages do not exist until they are written to, where the system has such. Their storage cannot be resized."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    if size < LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+    if size < LARGE or _ANONYMOUS is None:
         return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, size, **_ANONYMOUS), dtype=dtype).resize_(shape)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statescan.ops import frugal
+from statescan.ops import frugal, pages
 from statescan.ops import native_gate as gate
 from statescan.ops.recomputed import recomputed
 
@@ -69,7 +69,7 @@ def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     a, b = _lines(a), _lines(b)
     bias = None if bias is None else gate.rows(bias)
     (rows, depth), columns = a.shape, b.shape[1]
-    c = a.new_empty(rows, columns)
+    c = pages.empty(rows, columns)
     threads = gate.threads(2 * rows * columns * depth)
     gate.module.gemm(threads, rows, columns, depth, gate.view(a), gate.view(b), gate.view(bias), gate.view(c))
     return c

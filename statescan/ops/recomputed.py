@@ -30,11 +30,6 @@ def recomputed(
     return _Recomputed.apply((kernel, backward, again), kept, tuple(tensors), rest, *tensors.values())  # type: ignore[no-any-return]
 
 
-def _in_memory(cotangents: tuple[Tensor | None, ...]) -> bool:
-    """Whether a kernel can read them: several side by side (``is_grads_batched``) are none of theirs."""
-    return gate.plain(*cotangents) and not any(c is not None and torch._C._functorch.is_legacy_batchedtensor(c) for c in cotangents)
-
-
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, functions: Any, kept: int, names: tuple[str, ...], rest: Any, *tensors: Tensor | None) -> Any:
@@ -52,7 +47,7 @@ class _Recomputed(torch.autograd.Function):
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         saved = ctx.saved_tensors  # once: checkpointing unpacks them a single time
         given, kept = list(saved[: len(ctx.names)]), saved[len(ctx.names) :]
-        if not twice and _in_memory(cotangents):
+        if not twice and gate.in_memory(*cotangents):
             more = {"kept": kept} if kept else {}
             found = ctx.kernel(cotangents, **dict(zip(ctx.names, given, strict=True)), **more, **ctx.rest)
             return None, None, None, None, *(found[name] if i in wanted else None for i, name in enumerate(ctx.names))

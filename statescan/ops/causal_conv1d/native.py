@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.causal_conv1d.recorded import implement
 from statescan.ops.native_gate import view
 
@@ -24,7 +25,7 @@ def _source(x: Tensor, taps: int, reset: Tensor | None, mask: Tensor | None) -> 
     """Room for the table of the rows that each position meets; a plain sequence needs none."""
     if reset is None and mask is None:
         return None
-    return torch.empty((x.shape[0], x.shape[1] + 1, taps), dtype=torch.int32)
+    return pages.empty((x.shape[0], x.shape[1] + 1, taps), dtype=torch.int32)
 
 
 def _forward(
@@ -32,7 +33,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     assert gate.module is not None
     x, bias, state = gate.rows(x), gate.rows_or_none(bias), gate.rows(state)
-    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty(state.shape, dtype=x.dtype)
+    y, last = pages.empty(x.shape, dtype=x.dtype), pages.empty(state.shape, dtype=x.dtype)
     source = _source(x, weight.shape[1], reset, mask)
     gate.module.causal_conv1d(
         gate.threads(2 * x.numel() * weight.shape[1]), silu,
@@ -51,7 +52,7 @@ def _backward(
     x, bias, state, gy, glast = gate.rows(x), gate.rows_or_none(bias), gate.rows(state), gate.rows(gy), gate.rows_or_none(glast)
     outputs = [gate.like(t) for t in (x, weight, bias, state)]
     taps = weight.shape[1]
-    part = torch.empty(x.shape[0], taps + 1, x.shape[2])
+    part = pages.empty(x.shape[0], taps + 1, x.shape[2])
     source = _source(x, taps, reset, mask)
     gate.module.causal_conv1d_backward(
         gate.threads(2 * x.numel() * taps), silu, (*x.shape, taps), view(x), view(weight), view(bias), view(state), view(reset), view(mask),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.diagonal_scan import op
 from statescan.ops.native_gate import view
 
@@ -23,7 +24,7 @@ def _forward(
     """h (B, L, M) and the last one (B, M); a is (B or 1, L or 1, M)."""
     assert gate.module is not None
     a, b, state, reset_to = gate.rows(a), gate.rows(b), gate.rows(state), gate.rows_or_none(reset_to)
-    h, last = torch.empty(b.shape, dtype=b.dtype), torch.empty(state.shape, dtype=state.dtype)
+    h, last = pages.empty(b.shape, dtype=b.dtype), pages.empty(state.shape, dtype=state.dtype)
     gate.module.diagonal_scan(
         gate.threads(2 * b.numel()), tuple(b.shape), view(a.expand(b.shape)), view(b), view(state), view(reset_to), view(reset), view(mask),
         view(h), view(last),
@@ -39,11 +40,11 @@ def _backward(
     assert gate.module is not None
     a, state, reset_to = gate.rows(a), gate.rows(state), gate.rows_or_none(reset_to)
     gh, glast, h = gate.rows(gh), gate.rows_or_none(glast), gate.rows(h)
-    gb, gstate, greset = torch.empty(h.shape, dtype=h.dtype), torch.empty(state.shape, dtype=state.dtype), gate.like(reset_to)
+    gb, gstate, greset = pages.empty(h.shape, dtype=h.dtype), pages.empty(state.shape, dtype=state.dtype), gate.like(reset_to)
     batch, length, width = h.shape
-    part = torch.empty((batch, a.shape[1], width), dtype=torch.complex64 if a.is_complex() else torch.float32)
+    part = pages.empty((batch, a.shape[1], width), dtype=torch.complex64 if a.is_complex() else torch.float32)
     each = part.expand(h.shape) if a.shape[1] == 1 else part
-    previous = None if reset is None and mask is None else torch.empty((batch, length), dtype=torch.int32)
+    previous = None if reset is None and mask is None else pages.empty((batch, length), dtype=torch.int32)
     gate.module.diagonal_scan_backward(
         gate.threads(2 * h.numel()), tuple(h.shape), view(a.expand(h.shape)), view(h), view(state), view(reset_to), view(reset), view(mask),
         view(h), view(previous), view(gh), view(glast), view(gb), view(gstate), view(greset),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.dplr_kernel import op
 
 
@@ -27,7 +28,7 @@ def _sizes(d: Tensor, p: Tensor, length: int) -> tuple[int, int, int, int]:
 def _forward(c: Tensor, d: Tensor, p: Tensor, q: Tensor, b: Tensor, length: int) -> Tensor:
     assert gate.module is not None
     inputs = _plain(c, d, p, q, b)
-    k = torch.empty(d.shape[0], length, dtype=torch.float64)
+    k = pages.empty(d.shape[0], length, dtype=torch.float64)
     gate.module.dplr_kernel(gate.threads(d.numel() * length), _sizes(d, p, length), [t.data_ptr() for t in (*inputs, k)])
     return k
 

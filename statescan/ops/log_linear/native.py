@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.log_linear import op
 from statescan.ops.log_linear.portable import portable
 from statescan.ops.native_gate import view
@@ -46,7 +47,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     assert gate.module is not None
     q, k, v, level_scale, state = (gate.rows(x) for x in (q, k, v, level_scale, state))
-    y, last, before = torch.empty(v.shape, dtype=v.dtype), torch.empty(state.shape), before.long().contiguous()
+    y, last, before = pages.empty(v.shape, dtype=v.dtype), pages.empty(state.shape), before.long().contiguous()
     if len(v):
         gate.module.log_linear(
             *_call(q, v, state, scale), view(q), view(k), view(v), view(level_scale), view(log_decay), view(beta), view(state),
@@ -69,7 +70,7 @@ def _backward(
     found = {name: gate.like(tensor) for name, tensor in inputs.items()}
     batch, length, groups, keys = q.shape
     tiles = (v.shape[2] // groups + gate.HEADS - 1) // gate.HEADS
-    parts = [torch.empty(batch * groups * tiles, length, keys) if tiles > 1 else None for _ in "qk"]
+    parts = [pages.empty(batch * groups * tiles, length, keys) if tiles > 1 else None for _ in "qk"]
     if batch:
         gate.module.log_linear_backward(
             *_call(q, v, state, scale), view(q), view(k), view(v), view(level_scale), view(log_decay), view(beta), view(state),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.mamba3 import op
 from statescan.ops.mamba3.portable import portable
 from statescan.ops.native_gate import view
@@ -70,8 +71,8 @@ def _forward(reset: Tensor | None, mask: Tensor | None, layout: str, **tensors: 
     assert gate.module is not None
     q, v = tensors["q"], tensors["v"]
     inputs = _given(layout, dict(tensors))
-    y = torch.empty(v.shape if tensors["z"] is not None else (*q.shape[:3], *v.shape[2:]), dtype=v.dtype)
-    angle, ssm, last_k, last_v = (torch.empty(tensors[name].shape) for name in _STATE)
+    y = pages.empty(v.shape if tensors["z"] is not None else (*q.shape[:3], *v.shape[2:]), dtype=v.dtype)
+    angle, ssm, last_k, last_v = (pages.empty(tensors[name].shape) for name in _STATE)
     if len(v):
         outputs = (y, angle, ssm, last_k, last_v)
         gate.module.mamba3(*_sizes(4, q, v, tensors["speed"]), *(view(x) for x in (*inputs, reset, mask, *outputs)))
@@ -90,10 +91,10 @@ def _backward(
         gy = v.new_zeros(v.shape if tensors["z"] is not None else (batch, length, rank, *v.shape[2:]))
     last = [x if x is None else _halves(x, layout) if name in _TURNED else gate.rows(x) for name, x in zip(_STATE, last, strict=True)]
     # By head what heads share, by row of the batch what rows share: to be added up.
-    parts = {name: None if tensors[name] is None else torch.empty(tensors[name].shape) for name in (*_PER_HEAD, *_STATE)}
-    parts |= {name: None if tensors[name] is None else torch.empty(batch, *tensors[name].shape) for name in _PARAMETERS}
-    parts |= {name: torch.empty(batch, length, rank, heads, keys) for name in _KEYS} | {
-        "speed": torch.empty(batch, length, heads, speed.shape[2])
+    parts = {name: None if tensors[name] is None else pages.empty(tensors[name].shape) for name in (*_PER_HEAD, *_STATE)}
+    parts |= {name: None if tensors[name] is None else pages.empty(batch, *tensors[name].shape) for name in _PARAMETERS}
+    parts |= {name: pages.empty(batch, length, rank, heads, keys) for name in _KEYS} | {
+        "speed": pages.empty(batch, length, heads, speed.shape[2])
     }
     if batch:
         outputs = (parts[name] for name in _ORDER)

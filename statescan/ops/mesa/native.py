@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.mesa import op
 from statescan.ops.mesa.portable import portable
 from statescan.ops.native_gate import view
@@ -42,8 +43,8 @@ def _forward(
     batch, length, heads, keys = q.shape
     width = v.shape[-1]
     q, k, v, ridge, G, S = (gate.rows(x) for x in (q, k, v, ridge.float(), G, S))
-    y, G_last, S_last = torch.empty(v.shape, dtype=v.dtype), torch.empty(G.shape), torch.empty(S.shape)
-    x = torch.empty(q.shape) if keep else None
+    y, G_last, S_last = pages.empty(v.shape, dtype=v.dtype), pages.empty(G.shape), pages.empty(S.shape)
+    x = pages.empty(q.shape) if keep else None
     if batch:
         gate.module.mesa(
             gate.threads(20 * q.numel() * keys), iterations, (batch, length, heads, keys, width), view(q), view(k), view(v), view(beta),
@@ -64,7 +65,7 @@ def _backward(
     if gy is None:
         gy = torch.zeros(v.shape, dtype=v.dtype)
     found = {name: gate.like(x) for name, x in (("q", q), ("k", k), ("v", v), ("beta", beta), ("log_decay", log_decay))}
-    g_ridge, part = torch.zeros(ridge.shape), torch.empty(batch, heads, keys)
+    g_ridge, part = torch.zeros(ridge.shape), pages.empty(batch, heads, keys)
     found |= {"ridge": g_ridge, "G": gate.like(G), "S": gate.like(S)}
     k, v, wide, G, S = (gate.rows(x) for x in (k, v, ridge.float(), G, S))
     if batch:

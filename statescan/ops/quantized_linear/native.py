@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.native_gate import view
 from statescan.ops.quantized_linear import op
 from statescan.ops.quantized_linear.portable import product, product_t
@@ -36,7 +37,7 @@ def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, grou
             y += bias
     else:
         rows, weight, scale = rows.contiguous(), weight.contiguous(), scale.contiguous()
-        y = torch.empty(rows.shape[0], weight.shape[0])
+        y = pages.empty(rows.shape[0], weight.shape[0])
         gate.module.product(
             gate.threads(y.numel() * rows.shape[1]), rows.shape[0], weight.shape[0], rows.shape[1], group_size, view(weight), view(scale),
             view(bias), view(rows), view(y),

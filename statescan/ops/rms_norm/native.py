@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.native_gate import view
 from statescan.ops.rms_norm import op
 
@@ -43,7 +44,7 @@ def _sizes(x: Tensor, groups: int) -> tuple[int, int, int, int]:
 
 def _forward(x: Tensor, weight: Tensor | None, z: Tensor | None, groups: int, eps: float, norm_before_gate: bool) -> Tensor:
     assert gate.module is not None
-    y = torch.empty(x.shape, dtype=x.dtype if weight is None else weight.dtype)
+    y = pages.empty(x.shape, dtype=x.dtype if weight is None else weight.dtype)
     x, weight, z = _rows(x), gate.rows_or_none(weight), None if z is None else _rows(z)
     gate.module.rms_norm(
         gate.threads(x.numel() * (4 if z is None else 16)), norm_before_gate, eps, _sizes(x, groups),
@@ -59,7 +60,7 @@ def _backward(
     assert gate.module is not None
     rows, width, *_ = sizes = _sizes(x, groups)
     gx, gweight, gz = (gate.like(t) for t in (x, weight, z))
-    part = None if weight is None else torch.empty(-(-rows // sizes[-1]), width)
+    part = None if weight is None else pages.empty(-(-rows // sizes[-1]), width)
     x, weight, z, gy = _rows(x), gate.rows_or_none(weight), None if z is None else _rows(z), _rows(gy)
     gate.module.rms_norm_backward(
         gate.threads(x.numel() * (8 if z is None else 32)), norm_before_gate, eps, sizes,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.native_gate import view
 from statescan.ops.selective_scan.recorded import implement
 
@@ -48,9 +49,9 @@ def _forward(
     D, delta_bias = gate.rows_or_none(D), gate.rows_or_none(delta_bias)
     batch, length, width = x.shape
     n = A.shape[1]
-    y = torch.empty((batch, length, width), dtype=x.dtype)
-    last = torch.empty((batch, width, n))
-    chunks = torch.empty((batch, _chunks(length), n, width) if save else 0)
+    y = pages.empty((batch, length, width), dtype=x.dtype)
+    last = pages.empty((batch, width, n))
+    chunks = pages.empty((batch, _chunks(length), n, width) if save else 0)
     gate.module.selective_scan(
         gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
@@ -72,9 +73,9 @@ def _backward(
     n, groups = A.shape[1], B.shape[2]
     tiles = batch * groups * ((width // groups + gate.TILE - 1) // gate.TILE)
     outputs = [gate.like(t) for t in (x, delta, A, B, C, D, z, delta_bias)]
-    outputs += [torch.empty((batch, width, n)), gate.like(reset_to), gate.like(interval)]
-    parts = [torch.empty(tiles, length, n), torch.empty(tiles, length, n), torch.empty(batch, n, width)]
-    parts += [torch.empty(batch, width), torch.empty(batch, width), torch.empty((tiles, length) if interval is not None else (1, 1))]
+    outputs += [pages.empty((batch, width, n)), gate.like(reset_to), gate.like(interval)]
+    parts = [pages.empty(tiles, length, n), pages.empty(tiles, length, n), pages.empty(batch, n, width)]
+    parts += [pages.empty(batch, width), pages.empty(batch, width), pages.empty((tiles, length) if interval is not None else (1, 1))]
     gate.module.selective_scan_backward(
         gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(reset_to), view(reset), view(mask), view(interval), unit, view(chunks), view(gy), view(glast),

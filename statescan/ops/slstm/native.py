@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.native_gate import view
 from statescan.ops.slstm import op
 
@@ -42,9 +43,9 @@ def _forward(
     assert gate.module is not None
     gates, R, state = gate.rows(gates), gate.rows(R), gate.rows(state)
     batch, length, _, heads, cells = gates.shape
-    y, last = torch.empty((batch, length, heads, cells), dtype=gates.dtype), torch.empty(state.shape)
-    raw = torch.empty(gates.shape if save else 0)
-    chunks = torch.empty(_chunks_shape(gates) if save else 0)
+    y, last = pages.empty((batch, length, heads, cells), dtype=gates.dtype), pages.empty(state.shape)
+    raw = pages.empty(gates.shape if save else 0)
+    chunks = pages.empty(_chunks_shape(gates) if save else 0)
     gate.module.slstm(
         *_call(gates), view(gates), view(R), view(state), view(reset), view(mask), view(y), view(last), view(raw if save else None),
         view(chunks if save else None),
@@ -59,8 +60,8 @@ def _backward(
     assert gate.module is not None
     gy, glast, R, chunks = gate.rows(gy), gate.rows_or_none(glast), gate.rows(R), chunks.view(_chunks_shape(raw))
     batch, _, _, heads, cells = raw.shape
-    ggates, gstate = torch.empty(raw.shape, dtype=gy.dtype), torch.empty((4, batch, heads, cells))
-    gR = torch.empty(((batch + gate.TOGETHER - 1) // gate.TOGETHER, *R.shape))
+    ggates, gstate = pages.empty(raw.shape, dtype=gy.dtype), pages.empty((4, batch, heads, cells))
+    gR = pages.empty(((batch + gate.TOGETHER - 1) // gate.TOGETHER, *R.shape))
     gate.module.slstm_backward(
         *_call(raw), view(R), view(reset), view(mask), view(raw), view(chunks), view(gy), view(glast), view(ggates), view(gR), view(gstate)
     )

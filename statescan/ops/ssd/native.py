@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.ops.frugal import remember
 from statescan.ops.native_gate import view
 from statescan.ops.ssd import op
@@ -52,8 +53,8 @@ def _forward(
     assert gate.module is not None
     x, B, C, D = gate.rows(x), gate.rows(B), gate.rows(C), gate.rows_or_none(D)
     A, delta_bias = gate.rows(A), gate.rows_or_none(delta_bias)
-    y, last = torch.empty(x.shape, dtype=x.dtype), torch.empty((x.shape[0], *x.shape[2:], B.shape[3]))
-    chunks = torch.empty(_states(x, B) if save else 0)
+    y, last = pages.empty(x.shape, dtype=x.dtype), pages.empty((x.shape[0], *x.shape[2:], B.shape[3]))
+    chunks = pages.empty(_states(x, B) if save else 0)
     gate.module.ssd(
         gate.threads(4 * x.numel() * B.shape[3]), softplus,
         low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
@@ -87,9 +88,9 @@ def _backward(
     chunks = chunks.view(_states(x, B))
     tiles = batch * groups * ((heads // groups + gate.HEADS - 1) // gate.HEADS)
     outputs = [gate.like(t) for t in (x, delta, A, B, C, D, delta_bias)]
-    outputs += [torch.empty((batch, heads, p, n)), gate.like(reset_to), gate.like(interval)]
-    parts = [torch.empty(tiles, length, n), torch.empty(tiles, length, n), torch.empty(batch, heads), torch.empty(batch, heads, p)]
-    parts += [torch.empty(batch, heads), torch.empty((tiles, length) if interval is not None else (1, 1))]
+    outputs += [pages.empty((batch, heads, p, n)), gate.like(reset_to), gate.like(interval)]
+    parts = [pages.empty(tiles, length, n), pages.empty(tiles, length, n), pages.empty(batch, heads), pages.empty(batch, heads, p)]
+    parts += [pages.empty(batch, heads), pages.empty((tiles, length) if interval is not None else (1, 1))]
     gate.module.ssd_backward(
         gate.threads(4 * x.numel() * B.shape[3]), softplus,
         low, high, _sizes(x, B), view(x), view(delta), view(A), view(B), view(C), view(D),
