@@ -242,6 +242,7 @@ private:
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // what a hook still holds when the interpreter ends is no concern of the user
     choose("");
     m.def("choose", &choose);
     m.def("instruction_set", [] { return instruction_set; });

@@ -20,6 +20,7 @@ from statescan.layers.prompt_products import products_of
 from statescan.mixers import Attention, LogLinearGatedDeltaNet, LogLinearMamba2
 from statescan.mixers.attention import GrowingAttentionState
 from statescan.ops import native_gate as gate
+from statescan.ops import pages
 from statescan.protocols import Bus
 from statescan.timeline import Timeline
 
@@ -74,6 +75,7 @@ class Engine:
     def __init__(self, model: LanguageModel) -> None:
         if not isinstance(model, LanguageModel):
             raise ValueError(f"Engine takes a LanguageModel; got {type(model).__name__}: call the model's own scan and step")
+        pages.release()  # of a training that may have been
         self.model = model
         self.called: dict[str, str] = {}
         """The parts of the model that are called instead of read, and why."""
