@@ -101,7 +101,9 @@ class Spec(Generic[T]):
         return f"Spec({self.name}{''.join(f', {k}={v!r}' for k, v in self.arguments.items())})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and self.to_dict() == other.to_dict()
+        if not isinstance(other, Spec) or self.name != other.name:
+            return False
+        return self.arguments == other.arguments or self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash(repr(self.to_dict()))

@@ -53,6 +53,15 @@ print(sorted(set({HEAVY!r}) & (set(sys.modules) - before)))
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("collecting", [True, False])
+def test_import_leaves_the_collector_alone(collecting: bool) -> None:
+    code = (
+        f"import gc; {'gc.enable()' if collecting else 'gc.disable()'}; import statescan; print(gc.isenabled(), gc.get_threshold()[0] > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(collecting), "True"]
+
+
 def test_files_stay_readable() -> None:
     long = {str(path.relative_to(ROOT)): lines for path in FILES if (lines := len(path.read_text().splitlines())) >= 600}
     assert not long

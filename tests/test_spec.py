@@ -78,7 +78,8 @@ def test_data_round_trip() -> None:
     assert again == spec
     assert hash(again) == hash(spec)
     assert again().parts["B"].rank == 4
-    assert Spec.from_dict(Spec(SpecLeaf).to_dict()) == Spec(SpecLeaf)
+    assert Spec.from_dict(Spec(SpecLeaf).to_dict()) == Spec(SpecLeaf)  # defaults written out, and not
+    assert Spec(SpecLeaf, mode="sum") == Spec(SpecLeaf) != Spec(SpecLeaf, mode="mean")
     with pytest.raises(ValueError, match="a mapping with a 'name'"):
         Spec.from_dict({"scale": 1.0})
 
