@@ -81,7 +81,7 @@ def test_segments_never_become_one(pool: pages._Pool, monkeypatch: pytest.Monkey
     assert len(pool.segments) == 3
     held.clear()
     held = [pages.empty(4 * ROOM) for _ in range(3)]
-    assert len(pool.segments) == 3 and not pool.sizes
+    assert (len(pool.segments), pool.sizes) == (3, [])
     assert len({t.data_ptr() for t in held}) == 3
 
 
