@@ -83,11 +83,15 @@ class _Pool:
                 self.sizes.insert(place, size)
 
     def release(self) -> None:
-        with self.lock:
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
             self._settle()
             for start, size in zip(self.starts, self.sizes, strict=True):
                 segment, offset = divmod(start, SEGMENT)
                 self.segments[segment].madvise(mmap.MADV_DONTNEED, offset, size)
+        finally:
+            self.lock.release()
 
 
 _pool = _Pool()

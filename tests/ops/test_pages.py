@@ -118,6 +118,7 @@ def test_threads(pool: pages._Pool) -> None:
 def test_without_addresses(pool: pages._Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with pool.lock:  # as in a process that was forked while another thread held it
         assert pages.empty(ROOM).shape == (ROOM,)
+        pages.release()
     monkeypatch.setattr(pages, "SEGMENT", 2**62)
     assert pages.empty(ROOM).shape == (ROOM,)
     assert not pool.segments
