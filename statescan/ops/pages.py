@@ -8,7 +8,6 @@ pages once, where the C library gives them back and asks again at every step.
 
 from __future__ import annotations
 
-import math
 import mmap
 import threading
 import weakref
@@ -100,13 +99,13 @@ _pool = _Pool()
 def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """``torch.empty`` on a CPU. Its storage cannot be resized."""
     sizes = torch.Size(shape if not shape or isinstance(shape[0], int) else shape[0])  # type: ignore[arg-type]
-    count = math.prod(sizes)
+    count = sizes.numel()
     block = _pool.take(count * dtype.itemsize) if SMALLEST <= count * dtype.itemsize <= LARGEST and _ANONYMOUS else None
     if block is None:
         return torch.empty(sizes, dtype=dtype)
     made = torch.frombuffer(block, dtype=dtype, count=count).resize_(sizes)  # a view would keep a second tensor: no sum in place
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
-        made.fill_(math.nan if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max)
+        made.fill_(torch.nan if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max)
     return made
 
 

@@ -181,6 +181,17 @@ def test_who_else_decides(runs: list[Any]) -> None:
     assert model.to("meta")(x.to("meta")).requires_grad
 
 
+def test_a_small_stream(runs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not worth a recipe."""
+    model, x = backbone("mamba"), torch.randn(2, 37, 32)
+    monkeypatch.setattr(frugal, "WORTHWHILE", x.numel() + 1)
+    gradients(model, x)
+    assert not runs
+    monkeypatch.setattr(frugal, "WORTHWHILE", x.numel())
+    gradients(model, x)
+    assert runs
+
+
 def test_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a Mamba block 7 widths of the stream are kept, not 12: the norm's, the convolution's and the step's outputs are not."""
     kept: dict[int, int] = {}
