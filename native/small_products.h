@@ -15,6 +15,13 @@ static inline int64_t padded(int64_t width) {
 // squares, `corner` wide, in place of numbers.
 enum class Shape { full, lower, upper, out_lower };
 
+// Vectors of columns that six rows take at a time: as many sums as the registers hold, because each number of A is read once for all of them.
+#if defined(__AVX512F__)
+constexpr int kVectors = 4;
+#else
+constexpr int kVectors = 2;
+#endif
+
 template <int M, int V>
 static inline void micro(int64_t k0, int64_t k1, const float* A, int64_t am, int64_t ak, const float* B, int64_t ldb, float* C, int64_t ldc) {
     vf c[M][V];
@@ -48,16 +55,17 @@ static inline void micro_rows(int64_t rows, int64_t k0, int64_t k1, const float*
 // C (rows, columns) += A B; entry (m, k) of A is A[m * am + k * ak]; columns is a multiple of W.
 static inline void multiply(Shape shape, int64_t rows, int64_t columns, int64_t depth, const float* A, int64_t am, int64_t ak, const float* B,
                             int64_t ldb, float* C, int64_t ldc, int64_t corner = 1) {
-    for (int64_t n = 0; n < columns; n += 2 * W) {
+    for (int64_t n = 0, wide; n < columns; n += wide) {
+        // A triangle of the result is cut out of narrow columns.
+        const int64_t most = shape == Shape::out_lower ? 2 : kVectors, vectors = least(most, (columns - n) / W);
+        wide = (vectors == 3 ? 2 : vectors) * W;
         for (int64_t m = 0; m < rows; m += 6) {
             const int64_t have = least(6, rows - m);
             const int64_t behind = ceil_to(m + have, corner);
             if (shape == Shape::out_lower && n >= behind) continue;
             const int64_t k0 = shape == Shape::upper ? m / corner * corner : 0, k1 = shape == Shape::lower ? least(depth, behind) : depth;
-            if (n + 2 * W <= columns)
-                micro_rows<2>(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
-            else
-                micro_rows<1>(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
+            const auto block = wide == kVectors * W ? micro_rows<kVectors> : wide == 2 * W ? micro_rows<2> : micro_rows<1>;
+            block(have, k0, k1, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc);
         }
     }
 }

@@ -9,24 +9,41 @@ constexpr int64_t kRecurrent = 4;  // up to this length the recurrence costs les
 
 struct Chunk {
     int64_t np, pp;
-    float *B, *C, *scaled;        // (T, Np)
+    float *B, *C;                 // (T, Np)
     float *Bt;                    // (N, T)
     float *S, *M;                 // (T, T)
-    float *X, *Y;                 // (T, Pp)
+    float *X, *Y, *D;             // (T, Pp); one row of D
     float *state, *origin;        // (heads, N, Pp)
     Steps steps;
 
     static int64_t bytes(int64_t np, int64_t pp) {
-        return 4 * (4 * T * np + 2 * T * T + 2 * T * pp + 2 * kHeads * np * pp + Steps::kRows * T) + 64 * 32;
+        return 4 * (3 * T * np + 2 * T * T + (2 * T + 1) * pp + 2 * kHeads * np * pp + Steps::kRows * T) + 64 * 32;
     }
     Chunk(Arena& arena, const Ssd& a) : np(ceil_to(a.n, W)), pp(ceil_to(a.p, W)) {
-        B = arena.floats(T * np); C = arena.floats(T * np); scaled = arena.floats(T * np); Bt = arena.floats(T * np);
+        B = arena.floats(T * np); C = arena.floats(T * np); Bt = arena.floats(T * np);
         S = arena.floats(T * T); M = arena.floats(T * T);
-        X = arena.floats(T * pp); Y = arena.floats(T * pp);
+        X = arena.floats(T * pp); Y = arena.floats(T * pp); D = arena.floats(pp);
         state = arena.floats(kHeads * np * pp); origin = arena.floats(kHeads * np * pp);
         steps.take(arena);
     }
 };
+
+// Rows are too far apart for the hardware to look ahead: what the next head reads, or the next chunk, is asked for while this one computes, and
+// so is where the outputs of this one go.
+STATESCAN_INLINE void ask(const Ssd& a, const SsdTile& tile, int64_t i, int64_t t0, int64_t t) {
+    const auto row = [&](const View& v, int64_t at, int64_t k, int64_t width) __attribute__((always_inline)) {  // else GCC sees no effect
+        const char* p = v.at(tile.b, at, k);
+        for (int64_t j = 0; j < width * (v.type == kFloat ? 4 : 2); j += 64) __builtin_prefetch(p + j, 0, 2);
+    };
+    row(a.y, t0 + t, tile.head + i, a.p);
+    if (i + 1 < tile.heads) {
+        row(a.x, t0 + t, tile.head + i + 1, a.p);
+    } else if (t0 + T + t < a.length) {
+        row(a.x, t0 + T + t, tile.head, a.p);
+        row(a.B, t0 + T + t, tile.g, a.n);
+        row(a.C, t0 + T + t, tile.g, a.n);
+    }
+}
 
 void head_chunk(const Ssd& a, const SsdTile& tile, Chunk& c, int64_t i, int64_t t0, int64_t count) {
     const int64_t head = tile.head + i, np = c.np, pp = c.pp, n = a.n;
@@ -34,34 +51,35 @@ void head_chunk(const Ssd& a, const SsdTile& tile, Chunk& c, int64_t i, int64_t 
     Steps& s = c.steps;
     find_steps(a, tile.b, head, t0, count, s);
     read_rows(a, a.x, tile.b, head, t0, count, a.p, pp, c.X);
-    for (int64_t t = 0; t < count; ++t)
+    for (int64_t t = 0; t < count; ++t) {
+        ask(a, tile, i, t0, t);
         for (int64_t j = 0; j < T; j += W) {
             const bool reaches = j <= t;
             const vf e = reaches ? decay(s, t, j) : splat(0);
             const vi some = e != splat(0);
             store(c.M + t * T + j, some ? e * load(c.S + t * T + j) * load(s.d + j) : splat(0));
         }
+    }
+    // Positions behind the chunk's first reset read the state of the reset; what it decayed since is applied to the product.
     zero(c.Y, count * pp);
+    multiply(Shape::full, s.before_reset, pp, n, c.C, np, 1, state, pp, c.Y, pp);
+    multiply(Shape::full, count - s.before_reset, pp, n, c.C + s.before_reset * np, np, 1, origin, pp, c.Y + s.before_reset * pp, pp);
+    scale_rows(c.Y, s.from_state, s.before_reset, pp, c.Y);
+    scale_rows(c.Y + s.before_reset * pp, s.from_reset + s.before_reset, count - s.before_reset, pp, c.Y + s.before_reset * pp);
     if (a.D) {
-        load_row(a.D.at(head), kFloat, a.p, c.scaled);  // scaled is free here
+        load_row(a.D.at(head), kFloat, a.p, c.D);
         for (int64_t t = 0; t < count; ++t)
-            for (int64_t j = 0; j < pp; j += W) store(c.Y + t * pp + j, load(c.scaled + j) * load(c.X + t * pp + j));
+            for (int64_t j = 0; j < pp; j += W) store(c.Y + t * pp + j, load(c.Y + t * pp + j) + load(c.D + j) * load(c.X + t * pp + j));
     }
     multiply(Shape::lower, count, pp, count, c.M, T, 1, c.X, pp, c.Y, pp);
-    scale_rows(c.C, s.from_state, count, np, c.scaled);
-    multiply(Shape::full, count, pp, n, c.scaled, np, 1, state, pp, c.Y, pp);
-    if (s.has_reset()) {
-        scale_rows(c.C, s.from_reset, count, np, c.scaled);
-        multiply(Shape::full, count, pp, n, c.scaled, np, 1, origin, pp, c.Y, pp);
-    }
     for (int64_t t = 0; t < count; ++t) {
         if (!a.line.exists(tile.b, t0 + t)) zero(c.Y + t * pp, pp);
         store_row(a.y.at(tile.b, t0 + t, head), a.y.type, a.p, c.Y + t * pp);
     }
     const float* from = s.has_reset() ? origin : state;
     for (int64_t j = 0; j < n * pp; j += W) store(state + j, load(from + j) * s.total);
-    scale_rows(c.B, s.weight, count, np, c.scaled);
-    multiply(Shape::full, n, pp, count, c.scaled, 1, np, c.X, pp, state, pp);
+    scale_rows(c.X, s.weight, count, pp, c.X);
+    multiply(Shape::full, n, pp, count, c.B, 1, np, c.X, pp, state, pp);
 }
 
 void run(const void* context, int64_t index, char* scratch) {

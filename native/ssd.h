@@ -32,7 +32,7 @@ struct Steps {
     float *segment, *index;          // resets so far in the chunk; 0, 1, 2 ...
     float *from_state, *from_reset;  // decay since the chunk's start (first segment), since the segment's reset (the others)
     float *to_end, *weight;          // decay to the chunk's end (last segment only), and that times d
-    int64_t count;
+    int64_t count, before_reset;     // positions, and those before the first reset
     int64_t start[T];                // where the position's segment begins
     float total;                     // decay over the last segment
 
@@ -60,10 +60,12 @@ static inline void find_steps(const Ssd& a, int64_t b, int64_t head, int64_t t0,
     double sum = 0;
     float resets = 0;
     int64_t start = 0;
+    s.before_reset = count;
     for (int64_t t = 0; t < T; ++t) {
         const bool live = t < count && a.line.exists(b, t0 + t);
         s.d[t] = live ? s.positive[t] * a.line.time(b, t0 + t) : 0.0f;
         if (t < count && a.line.resets(b, t0 + t)) {
+            if (resets == 0) s.before_reset = t;
             resets += 1;
             start = t;
         }

@@ -1,4 +1,4 @@
-"""A Linear's product in float32, forwards and backwards, by the fastest of torch's two libraries and ours."""
+"""A Linear's product, forwards and backwards, by the fastest of torch's two libraries and ours."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from statescan.ops.recomputed import recomputed
 
 FEW = 16
 """Rows below which copying the weight into panels costs more than it gives."""
+FEW_ENOUGH = {torch.float32: 24, torch.bfloat16: 8}
+"""Rows up to which a product without gradients waits for the weight to be read, and is made by the kernel that reads fastest: the engine's."""
 NARROW = 32
 """Sides of a weight below which a panel is mostly padding."""
 SHALLOW = 64
@@ -32,14 +34,20 @@ def ours_is_faster() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
-    For large products of plain float32 tensors on a processor where MKL is slow: ours (``native/gemm.cpp``) in training, oneDNN's (where
-    torch has it) without gradients. MKL's anywhere else, and under compilers, autocast and functorch's transforms.
+    Of plain tensors on a processor where MKL is slow. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows, bfloat16
+    too, and oneDNN's (where torch has it) for more. In training: ours (``native/gemm.cpp``). MKL's anywhere else, and under compilers,
+    autocast and functorch's transforms.
     """
     run = _torch
     if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
-        if onednn is not None and not gate.needs_gradient(x, weight, bias):
-            return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
-        run = _ours
+        rows = x.numel() // x.shape[-1]
+        if not gate.needs_gradient(x, weight, bias):
+            if rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
+                return _few(x, weight, bias)
+            if x.dtype == torch.float32 and onednn is not None and rows >= FEW:
+                return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        if x.dtype == torch.float32 and rows >= FEW:
+            run = _ours
     y = run(x, weight, bias)
     if weight.shape[-1] <= SHALLOW:
         frugal.remember(run, {"x": x, "weight": weight, "bias": bias}, y)
@@ -54,13 +62,26 @@ def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return recomputed(_forward, _backward, _again, {"x": x, "weight": weight, "bias": bias}, {})[0]
 
 
+def _few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Sums in float32; rounded once, at the end."""
+    assert gate.module is not None
+    rows, weight, bias = _flat(gate.rows(x).float()), gate.rows(weight), gate.rows_or_none(gate.floats(bias))
+    (count, depth), out = rows.shape, weight.shape[0]
+    y = pages.empty(count, out)
+    threads = gate.threads(2 * count * out * depth)
+    gate.module.product(threads, count, out, depth, 0, gate.view(weight), (), gate.view(bias), gate.view(rows), gate.view(y))
+    return y.to(x.dtype).view(*x.shape[:-1], out)
+
+
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    large = weight.ndim == 2 and min(weight.shape) >= NARROW and x.numel() >= FEW * x.shape[-1]
-    if not large or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
-        return False  # torch broadcasts a bias of one number, and refuses the rest
+    """Whether torch would take them too (it broadcasts a bias of one number, and refuses what is left), and nothing watches."""
+    if weight.ndim != 2 or min(weight.shape) < NARROW or x.numel() == 0 or x.shape[-1] != weight.shape[1]:
+        return False
+    if x.dtype != weight.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])):
+        return False
     if not gate.plain(x, weight, bias) or torch.is_autocast_enabled("cpu"):
         return False
-    return gate.refuse((torch.float32,), x=x, weight=weight, bias=bias) is None
+    return gate.refuse((torch.float32, torch.bfloat16), x=x, weight=weight, bias=bias) is None
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -38,6 +38,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(products, "onednn", None)
     monkeypatch.setattr(products, "NARROW", 1)
     monkeypatch.setattr(products, "FEW", 1)
+    monkeypatch.setattr(products, "FEW_ENOUGH", {})
     monkeypatch.setattr(products, "multiply", spied)
     return calls
 
@@ -115,6 +116,41 @@ def test_strides_of_all_kinds() -> None:
             assert_exact(results(products.linear, inputs, gy), inputs, gy)
             gy = torch.randn(8).expand(*x.shape[:-1], 8)
             assert_exact(results(products.linear, inputs, gy), inputs, gy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_few_rows_without_gradients(dtype: torch.dtype, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's kernel: rows that lie anywhere, any bias, the same bits in any company and on any threads; one more row is another's."""
+    monkeypatch.setattr(products, "FEW_ENOUGH", {dtype: 6})
+    monkeypatch.setattr(products, "onednn", None)
+    few, calls = products._few, list[int]()
+    monkeypatch.setattr(products, "_few", lambda *arguments: calls.append(1) or few(*arguments))
+    torch.manual_seed(0)
+    wide = torch.randn(2, 3, 90).to(dtype)
+    for x in (wide[..., 3:40], wide[..., ::2][..., :37], torch.randn(37, 5).to(dtype).T, wide[:1, :1, :37], wide[0, 0, :37]):
+        for weight in (torch.randn(50, 37).to(dtype), torch.randn(50, 80).to(dtype)[:, 5:42]):
+            for bias in (None, torch.randn(100).to(dtype)[::2]):
+                calls.clear()
+                y = products.linear(x, weight, bias)
+                assert calls == [1]
+                exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+                assert y.dtype == dtype
+                torch.testing.assert_close(y, exact.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    x, weight = wide[..., :37].flatten(0, 1), torch.randn(50, 37).to(dtype)
+    together = products.linear(x, weight)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(gate, "threads", lambda operations, threads=threads: threads)
+        for i in range(6):
+            assert torch.equal(products.linear(x[i], weight), together[i])
+    calls.clear()
+    ours.clear()
+    products.linear(torch.randn(7, 37).to(dtype), weight)
+    products.linear(x, torch.randn(37, 50).to(dtype).T)  # rows of a weight that are columns in memory
+    products.linear(x, weight.clone().requires_grad_()).float().sum().backward()
+    assert not calls
+    assert len(ours) == (4 if dtype == torch.float32 else 0)
+    with pytest.raises(RuntimeError):
+        products.linear(x, weight.double())
 
 
 def test_not_a_number_stays_in_its_row() -> None:
