@@ -25,6 +25,8 @@ NAMES = (
 )  # fmt: skip
 CHECKED = 256
 """Positions that the float64 reference, a plain loop, runs over: all of these ops are causal, so a prefix decides."""
+SHORT = 0.02
+"""Seconds: a shorter call is made again until so much time has passed, and counts with its mean."""
 LONG = 1 << 16
 """From here on nothing but the native implementation is measured, and three times."""
 LONGEST = 1 << 20
@@ -151,12 +153,12 @@ def _measure(op: str, case: Case, way: Callable[..., Tensor], inputs: dict[str, 
         y = way(**leaves)
         torch.autograd.grad(y, list(leaves.values()), cotangent)
 
-    calls = {"forward": timed(forward)}
+    calls = {"forward": timed(forward, SHORT)}
     both_memory = None
     if case.sizes["L"] < LONGEST:
         both()  # the first backward of a process imports things
         _, both_memory = grown(both)
-        calls["both"] = timed(both)
+        calls["both"] = timed(both, SHORT)
     timings = interleaved(calls, 3 if case.sizes["L"] >= LONG else 5)
     one, two = timings["forward"], timings.get("both")
     assert isinstance(one, Timing)

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent / "results"
 READING = """Medians; `low` and `high` are the extremes of the repetitions. Participants run in processes of their own, take turns, and get
 the same token ids; all but the transformer and the LSTM have the same random weights, and their logits are compared before anything is
 timed (`error` is the distance in the 2-norm, relative). `of the limit` is the least time that this machine could need over the time it
-took; [docs/performance.md](../../docs/performance.md) says how it is counted. Calls of more than six seconds are made three times.
+took; [docs/performance.md](../../docs/performance.md) says how it is counted. Calls of more than six seconds are made three times;
+an op's call of less than 20 ms is repeated for so long, and its mean is a repetition.
 """
 
 

@@ -49,13 +49,15 @@ def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int = 5) -> d
     return {name: done.get(name) or absent[name] for name in calls}
 
 
-def timed(call: Callable[[], Any]) -> Callable[[], float]:
-    """The call, returning its seconds."""
+def timed(call: Callable[[], Any], least: float = 0.0) -> Callable[[], float]:
+    """The call, returning its seconds; made again until ``least`` seconds have passed, and then their mean."""
 
     def run() -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        start, count, passed = time.perf_counter(), 0, 0.0
+        while not count or passed < least:
+            call()
+            count, passed = count + 1, time.perf_counter() - start
+        return passed / count
 
     return run
 
