@@ -15,7 +15,7 @@ from statescan.ops.recomputed import recomputed
 FEW = 16
 """Rows below which copying the weight into panels costs more than it gives."""
 FEW_ENOUGH = {torch.float32: 24, torch.bfloat16: 8}
-"""Rows up to which a product without gradients waits for the weight to be read, and is made by the kernel that reads fastest: the engine's."""
+"""Rows up to which a product without gradients waits for the weight to be read: the engine's kernel reads fastest."""
 NARROW = 32
 """Sides of a weight below which a panel is mostly padding."""
 SHALLOW = 64
@@ -34,9 +34,9 @@ def ours_is_faster() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
-    Of plain tensors on a processor where MKL is slow. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows, bfloat16
-    too, and oneDNN's (where torch has it) for more. In training: ours (``native/gemm.cpp``). MKL's anywhere else, and under compilers,
-    autocast and functorch's transforms.
+    Of plain tensors on a processor where MKL is slow. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows,
+    bfloat16 too, and oneDNN's (where torch has it) for more float32 rows. In training: ours (``native/gemm.cpp``). MKL's anywhere else,
+    and under compilers, autocast and functorch's transforms.
     """
     run = _torch
     if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
