@@ -41,12 +41,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     run = _torch
     if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
         rows = x.numel() // x.shape[-1]
+        large = x.dtype == torch.float32 and rows >= FEW
         if not gate.needs_gradient(x, weight, bias):
             if rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
                 return _few(x, weight, bias)
-            if x.dtype == torch.float32 and onednn is not None and rows >= FEW:
+            if large and onednn is not None:
                 return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
-        if x.dtype == torch.float32 and rows >= FEW:
+        if large:
             run = _ours
     y = run(x, weight, bias)
     if weight.shape[-1] <= SHALLOW:
