@@ -190,7 +190,7 @@ struct DiagonalScanGrad {
     View part_a;  // (B, L or 1, M): the gradient of a before the sum over what it is broadcast over; float or complex
 };
 
-// A weight (out, in) for products with a few rows. Quantised: (out, groups, bytes of a group), one scale a group: float32 (out, groups).
+// A weight (out, in) for products with a few rows. Quantised, with a group: bytes and scales as product_quantised.h says, contiguous.
 struct Matrix {
     int64_t out = 0, in = 0, group = 0;
     View weight, scale, bias;  // bias may be absent
@@ -218,6 +218,13 @@ struct Product {
     int64_t rows;
     Matrix matrix;
     View x, y;  // (rows, in), (rows, out): float32
+};
+
+// A quantised weight as numbers: y (out, in), float32.
+struct Dequantize {
+    int threads;
+    Matrix matrix;
+    View y;
 };
 
 // A product of large matrices: c = a b + bias. One of the two strides of a is 1, and of b.
@@ -261,6 +268,7 @@ struct Kernels {
     void (*diagonal_scan)(const DiagonalScan&);
     void (*diagonal_scan_backward)(const DiagonalScanGrad&);
     void (*product)(const Product&);
+    void (*dequantize)(const Dequantize&);
     void (*gemm)(const Gemm&);
     void (*run_program)(const ProgramRun&);
     void (*rms_norm)(const RmsNorm&);

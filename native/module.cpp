@@ -399,7 +399,11 @@ NB_MODULE(_native, m) {
         NOGIL;
         kernels.product(a);
     });
-
+    m.def("dequantize", [](int threads, int64_t out, int64_t in, int64_t group, V weight, V scale, V y) {
+        const statescan::Dequantize a{threads, matrix(out, in, group, weight, scale, {}), y};
+        NOGIL;
+        kernels.dequantize(a);
+    });
     m.def("gemm", [](int threads, int64_t rows, int64_t columns, int64_t depth, V a, V b, V bias, V c) {
         const statescan::Gemm g{threads, rows, columns, depth, a, b, bias, c};
         NOGIL;

@@ -97,16 +97,19 @@ int64_t product_scratch(const Matrix& w, int64_t rows) {
 
 namespace {
 
+// Outputs a tile: a few tiles a thread, for each makes its own integers of quantised activations.
+int64_t piece(const Product& a) { return ceil_to(a.matrix.out / (8 * a.threads), product_tile(a.matrix)) + product_tile(a.matrix); }
+
 void run(const void* context, int64_t index, char* scratch) {
     const Product& a = *static_cast<const Product*>(context);
     Arena arena{scratch};
-    const int64_t first = index * product_tile(a.matrix), last = least(a.matrix.out, first + product_tile(a.matrix));
+    const int64_t first = index * piece(a), last = least(a.matrix.out, first + piece(a));
     product(a.matrix, a.x.f(0), a.x.stride[0], a.rows, first, last, a.y.f(0), a.y.stride[0], arena, false);
 }
 
 }  // namespace
 
-void product(const Product& a) { parallel(a.threads, product_tiles(a.matrix), product_scratch(a.matrix, a.rows), run, &a); }
+void product(const Product& a) { parallel(a.threads, (a.matrix.out + piece(a) - 1) / piece(a), product_scratch(a.matrix, a.rows), run, &a); }
 
 }  // namespace STATESCAN_ISA
 }  // namespace statescan

@@ -1,12 +1,13 @@
 // Products with group-wise quantised weights: y[r, o] = sum_g scale[o, g] sum_{k in g} q[o, k] x[r, k] + bias[o].
 //
-// A row of the weight is its groups, one behind the other; the last one is filled up with zeros. int8: a byte is q, from -127 to 127. int4:
-// byte i of a group of G holds q + 8 of its weights i (low half) and i + G/2 (high half). Scales are bfloat16.
+// A weight lies as it is read: 16 outputs side by side, four bytes of each, then the next four, so that the sums of 16 outputs are neighbours and
+// nothing is added up across a vector. int8: a byte is q, from -127 to 127. int4: byte i of a group of G holds q + 8 of its weights i (low half) and
+// i + G/2 (high half). The last group is filled up with zeros, the last 16 outputs with anything. Scales, bfloat16, are (outputs / 16, groups, 16).
 //
 // Activations become integers with one step a group and row: 1/kTop of its largest number, so that the error (half a step) lies far below that
 // of the weights. kTop = 127 * 256 + 127: 256 h + l with h and l signed bytes. Their products are summed as 16-bit words (product_words.h) or, with
-// AVX-512's VNNI, byte by byte (product_bytes.h); a lane's sum of a group is exact in 32 bits either way: a weight is less than 2^8, a number less
-// than 2^15, a lane adds up at most G / 4 <= 64 products.
+// AVX-512's VNNI, byte by byte (product_bytes.h). The sum of a group is exact in 32 bits: a weight is at most 2^7, a number less than 2^15, a group
+// has at most 2^8. Groups are added one after the other: a row has the same bits in any batch.
 #pragma once
 #include "simd.h"
 
@@ -15,36 +16,21 @@ namespace STATESCAN_ISA {
 namespace quantised {
 
 constexpr int32_t kTop = 32639;
+constexpr int64_t kSide = 16;  // outputs side by side
+constexpr int64_t kMost = 8;   // rows at a time
 
-// The activations of all rows: integers, the step of each group, and its offset: the sum of its integers times what is added to each weight to
-// make it unsigned, to be taken off. Before a row's first step and offset stand W zeros.
+// Activations of R rows that go together: for each group a step and a row, and its offset: the sum of its integers times what is added to each
+// weight to make it unsigned, to be taken off; for four numbers and a row their `kFour` bytes.
 struct Activations {
-    char* numbers;
-    float *step, *offset;
-    int64_t row_bytes, row_steps;
+    const char* numbers;
+    const float* step;
+    const int32_t* offset;
 };
 
-STATESCAN_INLINE vi lanes() {
-    vi v;
-    for (int32_t i = 0; i < W; ++i) v[i] = i;
-    return v;
-}
-
-// The scales of W groups up to `end`; of fewer than W, with zeros before them.
-STATESCAN_INLINE vf scales(const char* p, int64_t end) {
-    if (end >= W) return from_bf16(p + 2 * (end - W));
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-    const __mmask16 there = static_cast<__mmask16>(0xffff << (W - end));
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, p + 2 * (end - W))), 16);
-#else
-    char rest[2 * W] = {};
-    memcpy(rest + 2 * (W - end), p, static_cast<size_t>(2 * end));
-    return from_bf16(rest);
-#endif
-}
-
 STATESCAN_INLINE int64_t groups(const Matrix& w) { return (w.in + w.group - 1) / w.group; }
-STATESCAN_INLINE int64_t row_bytes(const Matrix& w) { return ceil_to(2 * groups(w) * w.group, 256); }
+
+// How many of the rows that are left go together.
+STATESCAN_INLINE int64_t together(int64_t rows) { return rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1; }
 
 }  // namespace quantised
 }  // namespace STATESCAN_ISA
@@ -60,9 +46,9 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace quantised {
 
-// Group g of a row, of which `count` numbers are there; the rest are zeros.
+// A group of a row, of which `count` numbers are there; the rest are zeros. Four numbers stand `apart` bytes from the next four.
 template <bool nibbles>
-void encode(const float* x, int64_t count, int64_t group, int64_t g, char* numbers, float* step, float* offset) {
+void encode(const float* x, int64_t count, int64_t group, int64_t together, char* numbers, float* step, int32_t* offset) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the nearest integer
     float rest[256];
     if (count < group) {
@@ -84,64 +70,56 @@ void encode(const float* x, int64_t count, int64_t group, int64_t g, char* numbe
     *step = most < 0x7f800000 ? largest / kTop : __builtin_nanf("");  // then all of the row's outputs are NaN
     for (int64_t k = 0; k < group; k += W) {
         const vi v = (vi)(load(x + k) * inverse + kShift) - (vi)splat(kShift);
-        put<nibbles>(v, numbers, g, k, group);
+        put(v, numbers + k / 4 * together * kFour, together);
         total += v;
     }
-    *offset = -kZero<nibbles> * sum(__builtin_convertvector(total, vf));
+    memcpy(lane, &total, sizeof lane);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < W; ++i) sum += lane[i];
+    *offset = kZero<nibbles> * sum;
 }
 
-// R rows of all outputs; those that one pass over the activations serves are as many as the registers hold.
-template <bool nibbles, int G, int R>
-void rows_of(const Matrix& w, const Activations& a, int64_t r, int64_t first, int64_t last, float* y, int64_t y_stride) {
-    constexpr int O = R > 1 ? kTogether : 1;
-    const int64_t count = groups(w);
-    int64_t o = first;
-    for (; o + O <= last; o += O) dots<nibbles, G, R, O>(w, a, r, o, count, y, y_stride);
-    for (; o < last; ++o) dots<nibbles, G, R, 1>(w, a, r, o, count, y, y_stride);
-}
-
-template <bool nibbles, int G>
-void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) rows_of<nibbles, G, 4>(w, a, r, first, last, y, y_stride);
-    for (; r + 2 <= rows; r += 2) rows_of<nibbles, G, 2>(w, a, r, first, last, y, y_stride);
-    if (r < rows) rows_of<nibbles, G, 1>(w, a, r, first, last, y, y_stride);
+// R rows of outputs [first, last), of which the first is one of 16.
+template <bool nibbles, int R>
+void rows_of(const Matrix& w, const Activations& a, int64_t first, int64_t last, float* y, int64_t y_stride, bool ask) {
+    const int64_t count = groups(w), bytes = count * w.group * kSide / (nibbles ? 2 : 1);
+    for (int64_t o = first; o < last; o += kSide) {
+        float sums[R][kSide];
+        dots<nibbles, R>(w.weight.at(0) + o / kSide * bytes, w.scale.at(0) + 2 * o * count, a, count, w.group, ask, sums);
+        for (int64_t n = o; n < least(o + kSide, last); ++n) {
+            const float bias = w.bias ? *w.bias.f(n) : 0.0f;
+            for (int64_t i = 0; i < R; ++i) y[i * y_stride + n] = sums[i][n - o] + bias;
+        }
+    }
 }
 
 template <bool nibbles>
-void outputs(const Matrix& w, const Activations& a, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride) {
-    if (w.group == 64) outputs<nibbles, 64>(w, a, rows, first, last, y, y_stride);
-    else if (w.group == 128) outputs<nibbles, 128>(w, a, rows, first, last, y, y_stride);
-    else outputs<nibbles, 256>(w, a, rows, first, last, y, y_stride);
+void run(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride, Arena& arena,
+         bool again) {
+    const int64_t count = groups(w), in = count * w.group;
+    char* numbers = reinterpret_cast<char*>(arena.floats(rows * in / 4 * kFour / 4));
+    float* step = arena.floats(rows * count);
+    int32_t* offset = reinterpret_cast<int32_t*>(arena.floats(rows * count));
+    for (int64_t r = 0, R; r < rows; r += R) {
+        R = together(rows - r);
+        char* at = numbers + r * in / 4 * kFour;
+        for (int64_t i = 0; i < R && !again; ++i)
+            for (int64_t g = 0; g < count; ++g)
+                encode<nibbles>(x + (r + i) * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, R,
+                                at + g * w.group / 4 * R * kFour + i * kRow, step + r * count + g * R + i, offset + r * count + g * R + i);
+        const auto of = R == 8 ? rows_of<nibbles, 8> : R == 4 ? rows_of<nibbles, 4> : R == 2 ? rows_of<nibbles, 2> : rows_of<nibbles, 1>;
+        of(w, {at, step + r * count, offset + r * count}, first, last, y + r * y_stride, y_stride, r == 0);  // later rows find it in the cache
+    }
 }
 
 }  // namespace quantised
 
 static inline int64_t product_quantised_scratch(const Matrix& w, int64_t rows) {
-    return ceil_to(rows * quantised::row_bytes(w), 64) + 2 * ceil_to(4 * rows * (W + quantised::groups(w)), 64);
+    const int64_t count = quantised::groups(w);
+    return ceil_to(rows * count * w.group / 4 * quantised::kFour, 64) + 2 * ceil_to(4 * rows * count, 64);
 }
 
-namespace quantised {
-
-template <bool nibbles>
-void run(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride, Arena& arena,
-         bool again) {
-    const int64_t count = groups(w), steps = W + count, bytes = row_bytes(w);
-    char* numbers = reinterpret_cast<char*>(arena.floats(rows * bytes / 4));
-    float *step = arena.floats(rows * steps), *offset = arena.floats(rows * steps);
-    for (int64_t r = 0; r < rows && !again; ++r) {
-        for (int64_t g = 0; g < count; ++g)
-            encode<nibbles>(x + r * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, g, numbers + r * bytes,
-                            step + r * steps + W + g, offset + r * steps + W + g);
-        store(step + r * steps, vf{});
-        store(offset + r * steps, vf{});
-    }
-    outputs<nibbles>(w, {numbers, step, offset, bytes, steps}, rows, first, last, y, y_stride);
-}
-
-}  // namespace quantised
-
-// As product(), for a weight of type kInt8 or kInt4.
+// As product(), for a weight of type kInt8 or kInt4; `first` is a multiple of 16.
 static inline void product_quantised(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y,
                                      int64_t y_stride, Arena& arena, bool again) {
     const auto run = w.weight.type == kInt4 ? quantised::run<true> : quantised::run<false>;

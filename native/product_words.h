@@ -6,14 +6,12 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace quantised {
 
-constexpr int64_t L = 2 * W;      // 16-bit lanes
-constexpr int64_t kAhead = 2048;  // bytes; outputs lie one behind the other, but the hardware does not look beyond a page
-constexpr int kTogether = 1;      // outputs of several rows
+constexpr int64_t L = 2 * W;             // 16-bit lanes: four numbers of L / 4 outputs
+constexpr int64_t kAhead = 2048;         // bytes
+constexpr int64_t kFour = 8, kRow = 8;   // four numbers of R rows
 typedef int16_t vs __attribute__((vector_size(L * 2)));
 typedef int8_t vb __attribute__((vector_size(L)));
 typedef uint8_t vub __attribute__((vector_size(L)));
-
-STATESCAN_INLINE vs load_words(const char* p) { vs v; memcpy(&v, p, sizeof v); return v; }
 
 // Sums of neighbouring products.
 STATESCAN_INLINE vi madd(vs a, vs b) {
@@ -24,6 +22,19 @@ STATESCAN_INLINE vi madd(vs a, vs b) {
 #else
     vi v;
     for (int64_t i = 0; i < W; ++i) v[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return v;
+#endif
+}
+
+// Sums of neighbours: those of a, then those of b.
+STATESCAN_INLINE vi pairs(vi a, vi b) {
+#if defined(__AVX2__)
+    return (vi)_mm256_permute4x64_epi64(_mm256_hadd_epi32((__m256i)a, (__m256i)b), 0xd8);
+#elif defined(__SSE2__)
+    return (vi)_mm_shuffle_ps((__m128)a, (__m128)b, 0x88) + (vi)_mm_shuffle_ps((__m128)a, (__m128)b, 0xdd);
+#else
+    vi v;
+    for (int64_t i = 0; i < W / 2; ++i) v[i] = a[2 * i] + a[2 * i + 1], v[W / 2 + i] = b[2 * i] + b[2 * i + 1];
     return v;
 #endif
 }
@@ -42,72 +53,58 @@ STATESCAN_INLINE vs widen(const char* p) {
 }
 
 template <bool nibbles>
-constexpr float kZero = nibbles ? 8.0f : 0.0f;
+constexpr int32_t kZero = nibbles ? 8 : 0;
 
-// Numbers k to k + W of group g.
-template <bool nibbles>
-STATESCAN_INLINE void put(vi v, char* numbers, int64_t g, int64_t k, int64_t group) {
+// W numbers of one of so many rows.
+STATESCAN_INLINE void put(vi v, char* to, int64_t together) {
     typedef int16_t half __attribute__((vector_size(L)));
-    const half h = __builtin_convertvector(v, half);
-    memcpy(numbers + 2 * (g * group + k), &h, sizeof h);
+    const half words = __builtin_convertvector(v, half);
+    for (int64_t i = 0; i < W; i += 4, to += together * kFour) memcpy(to, reinterpret_cast<const char*>(&words) + 2 * i, kRow);
 }
 
-// O outputs of R rows: a weight is read and widened once for all rows, an activation read once for all outputs. Sums of a group are exact, and
-// groups are added in a fixed order, every other one to a sum of its own (one chain of additions would be what everything waits for): a row
-// has the same bits in any batch.
-template <bool nibbles, int G, int R, int O>
-STATESCAN_INLINE void dots(const Matrix& w, const Activations& a, int64_t r, int64_t o, int64_t count, float* y, int64_t y_stride) {
-    constexpr int64_t bytes = nibbles ? G / 2 : G;
-    const int64_t row = count * bytes;
-    const char *q = w.weight.at(0) + o * row, *scale = w.scale.at(0) + 2 * o * count;
-    const char* words = a.numbers + r * a.row_bytes;
-    vf total[O][R][2] = {};
-    for (int64_t first = 0; first < count; first += W) {
-        // The factors of the groups up to `end` stand in the last lanes: at the end of a row lanes before them are groups that were done.
-        const int64_t end = least(first + W, count), some = end - first;
-        float factor[O][R][W];
-        for (int n = 0; n < O; ++n) {
-            const vf s = scales(scale + 2 * n * count, end);
-            for (int i = 0; i < R; ++i) {
-                const int64_t at = (r + i) * a.row_steps + end;
-                const vf f = s * load(a.step + at);
-                store(factor[n][i], f);
-                if (nibbles) total[n][i][0] += (vf)((vi)(f * load(a.offset + at)) & (lanes() >= static_cast<int32_t>(W - some)));
-            }
-        }
-        const auto group = [&](int64_t g, int chain) {
-            vi part[O][R] = {};
-            if (R == 1 && (bytes >= 64 || chain == 0))  // it waits for memory; several rows compute
-                for (int64_t i = 0; i < (bytes + 63) / 64; ++i) __builtin_prefetch(q + kAhead + 64 * i);
-#pragma GCC unroll 16
-            for (int64_t k = 0; k < bytes; k += L) {
-                vs low[O], high[O];
-                for (int n = 0; n < O; ++n) {
-                    const vs v = widen<nibbles>(q + n * row + k);
-                    low[n] = nibbles ? v & 15 : v;
-                    high[n] = v >> 4;
+// Four numbers, for as many outputs as a vector has.
+STATESCAN_INLINE vs fours(const char* p) {
+    typedef int64_t wide __attribute__((vector_size(L * 2)));
+    int64_t x;
+    memcpy(&x, p, sizeof x);
+    return (vs)(wide{} + x);
+}
+
+// 16 outputs of R rows, eight at a time (their sums stay in registers): a weight is read and widened once for all rows.
+template <bool nibbles, int R>
+STATESCAN_INLINE void dots(const char* q, const char* scale, const Activations& a, int64_t count, int64_t group, bool ask, float (*sums)[16]) {
+    constexpr int64_t S = 32 / L, T = 8 / W;  // vectors of eight outputs' sums: in pairs, added up
+    const int64_t bytes = nibbles ? group / 2 : group;
+    const char* x = a.numbers;
+    memset(sums, 0, R * sizeof *sums);
+    for (int64_t g = 0; g < count; ++g, q += 16 * bytes, x += group / 4 * R * kFour)
+        for (int64_t half = 0; half < 2; ++half) {
+            vi part[R][S] = {};
+            for (int64_t k = 0; k < bytes; k += 4) {
+                if (ask && half == 0) __builtin_prefetch(q + 16 * k + kAhead);
+                vs low[S], high[S];
+                for (int64_t s = 0; s < S; ++s) {
+                    const vs v = widen<nibbles>(q + 16 * k + 32 * half + s * L);
+                    low[s] = nibbles ? v & 15 : v;
+                    high[s] = v >> 4;
                 }
                 for (int i = 0; i < R; ++i) {
-                    const vs x = keep<O>(load_words(words + i * a.row_bytes + 2 * k));
-                    for (int n = 0; n < O; ++n) part[n][i] += madd(low[n], x);
+                    const vs one = fours(x + (k / 4 * R + i) * kFour);
+                    for (int64_t s = 0; s < S; ++s) part[i][s] += madd(low[s], one);
                     if (!nibbles) continue;
-                    const vs more = keep<O>(load_words(words + i * a.row_bytes + 2 * (k + bytes)));
-                    for (int n = 0; n < O; ++n) part[n][i] += madd(high[n], more);
+                    const vs other = fours(x + ((k + bytes) / 4 * R + i) * kFour);
+                    for (int64_t s = 0; s < S; ++s) part[i][s] += madd(high[s], other);
                 }
             }
-            for (int n = 0; n < O; ++n)
-                for (int i = 0; i < R; ++i) total[n][i][chain] += __builtin_convertvector(part[n][i], vf) * factor[n][i][W - some + g];
-            q += bytes;
-            words += 2 * G;
-        };
-        int64_t g = 0;
-        for (; g + 2 <= some; g += 2) group(g, 0), group(g + 1, 1);
-        if (g < some) group(g, 0);
-    }
-    for (int n = 0; n < O; ++n) {
-        const float bias = w.bias ? *w.bias.f(o + n) : 0.0f;
-        for (int i = 0; i < R; ++i) y[(r + i) * y_stride + o + n] = sum(total[n][i][0] + total[n][i][1]) + bias;
-    }
+            for (int64_t t = 0; t < T; ++t) {
+                const vf factor = from_bf16(scale + 32 * g + 16 * half + 2 * W * t);
+                for (int i = 0; i < R; ++i) {
+                    const vi sum = pairs(part[i][2 * t], part[i][2 * t + 1]) - a.offset[g * R + i];
+                    float* to = sums[i] + 8 * half + W * t;
+                    store(to, load(to) + __builtin_convertvector(sum, vf) * (factor * a.step[g * R + i]));
+                }
+            }
+        }
 }
 
 }  // namespace quantised

@@ -22,6 +22,7 @@ void slstm_backward(const SlstmGrad&);
 void diagonal_scan(const DiagonalScan&);
 void diagonal_scan_backward(const DiagonalScanGrad&);
 void product(const Product&);
+void dequantize(const Dequantize&);
 void gemm(const Gemm&);
 void run_program(const ProgramRun&);
 void rms_norm(const RmsNorm&);
@@ -32,7 +33,7 @@ void dplr_kernel_backward(const DplrKernelGrad&);
 Kernels table() {
     return {selective_scan, selective_scan_backward, causal_conv1d, causal_conv1d_backward,
             ssd,            ssd_backward,            matrix_state,  matrix_state_backward, mamba3, mamba3_backward, log_linear, log_linear_backward, mesa, mesa_backward,
-            slstm, slstm_backward, diagonal_scan, diagonal_scan_backward, product, gemm, run_program,
+            slstm, slstm_backward, diagonal_scan, diagonal_scan_backward, product, dequantize, gemm, run_program,
             rms_norm,       rms_norm_backward, dplr_kernel, dplr_kernel_backward};
 }
 

@@ -1,7 +1,7 @@
 // Runs every kernel of one instruction set forwards and backwards over odd sizes, without Python: for the sanitizers.
 //     c++ -std=gnu++17 -g -O1 -fsanitize=address,undefined -mavx2 -mfma -DSTATESCAN_ISA=avx2 -Inative native/check/check.cpp \
 //         native/selective_scan*.cpp native/ssd*.cpp native/matrix_state*.cpp native/mamba3*.cpp native/log_linear*.cpp native/mesa*.cpp native/causal_conv1d.cpp \
-//         native/diagonal_scan.cpp native/product.cpp native/gemm.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
+//         native/diagonal_scan.cpp native/product.cpp native/dequantize.cpp native/gemm.cpp native/rms_norm.cpp native/program.cpp native/rows.cpp native/matrix_step.cpp native/attend_step.cpp native/table.cpp -pthread
 // Each tensor is an allocation of exactly its size between guard bytes; scratch and outputs start as NaN, and so do inputs at positions
 // that do not exist. Outputs must be finite and the same bits at one, two and three threads.
 #include <cmath>
@@ -92,6 +92,7 @@ struct Case {
             const uint16_t half = static_cast<uint16_t>(bits >> 16);
             if (kind == kBFloat16) std::memcpy(v.data + 2 * i, &half, 2);
             else if (kind == kBool) v.data[i] = value > 0;
+            else if (kind == kInt8 || kind == kInt4) v.data[i] = static_cast<char>(127 * value);
             else std::memcpy(v.data + 4 * i, &value, 4);
         }
         return v;
@@ -441,6 +442,21 @@ void product_case(const Kernels& kernels, int64_t rows, int64_t out, int64_t in,
     finite(p.y, rows * out);
 }
 
+// The weight as product_quantised.h says; its product, and its numbers.
+void quantised_case(const Kernels& kernels, int64_t rows, int64_t out, int64_t in, int64_t group, int32_t type) {
+    Case c;
+    const int64_t tiles = (out + 15) / 16, groups = (in + group - 1) / group;
+    Product p{};
+    p.rows = rows;
+    p.matrix.out = out, p.matrix.in = in, p.matrix.group = group;
+    p.matrix.weight = c.in({tiles, groups * group * (type == kInt4 ? 1 : 2) / 8, 16, 4}, type);
+    p.matrix.scale = c.in({tiles, groups, 16}, kBFloat16), p.matrix.bias = c.in({out});
+    p.x = c.in({rows, in}), p.y = c.out({rows, out});
+    Dequantize d{1, p.matrix, c.out({out, in})};
+    c.run([&](int threads) { p.threads = d.threads = threads, kernels.product(p), kernels.dequantize(d); });
+    finite(p.y, rows * out), finite(d.y, out * in);
+}
+
 void gemm_case(const Kernels& kernels, int64_t rows, int64_t columns, int64_t depth, bool turn_a, bool turn_b, bool bias) {
     Case c;
     Gemm a{};
@@ -531,6 +547,13 @@ void all(const Kernels& kernels) {
             product_case(kernels, rows, 70, 33, type);
             product_case(kernels, rows, 130, 96, type);
         }
+    for (int32_t type : {kInt8, kInt4})
+        for (int64_t group : {64, 128, 256})
+            for (int64_t rows : {1, 3, 15}) {
+                quantised_case(kernels, rows, 1, 1, group, type);
+                quantised_case(kernels, rows, 70, 300, group, type);
+                quantised_case(kernels, rows, 128, 256, group, type);
+            }
     running = "gemm";
     for (bool turn_a : {false, true})
         for (bool turn_b : {false, true}) {

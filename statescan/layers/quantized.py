@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from statescan.ops import quantized_linear
 from statescan.ops.checks import check_positive
 from statescan.ops.quantized_linear import GROUP_SIZES
+from statescan.ops.quantized_linear.layout import SIDE, tile
 from statescan.ops.quantized_linear.reference import dequantize
 
 Bits = Literal[4, 8]
@@ -33,9 +34,9 @@ class QuantLinear(nn.Linear):
     law_tolerance: ClassVar[float] = 5e-4
     """A forward without gradient rounds activations to 15 bits (1.5e-5 of the largest of a group); the layers behind amplify that."""
     weight: Tensor  # type: ignore[assignment]
-    """int8 (out, groups * G), or uint8 (out, groups * G / 2)"""
+    """int8, or uint8 for 4 bits: (tiles of 16 outputs, bytes of an output / 4, 16, 4)"""
     scale: Tensor
-    """bfloat16 (out, groups)"""
+    """bfloat16 (tiles, groups, 16)"""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, bits: Bits = 8, group_size: int = 64) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a float weight
@@ -45,10 +46,10 @@ class QuantLinear(nn.Linear):
         if group_size not in GROUP_SIZES:
             raise ValueError(f"group_size must be one of {', '.join(map(str, GROUP_SIZES))}; got {group_size}")
         self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
-        groups = math.ceil(in_features / group_size)
-        shape = (out_features, groups * group_size * bits // 8)
+        tiles, groups = math.ceil(out_features / SIDE), math.ceil(in_features / group_size)
+        shape = (tiles, groups * group_size * bits // 32, SIDE, 4)
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8 if bits == 8 else torch.uint8))
-        self.register_buffer("scale", torch.zeros(out_features, groups, dtype=torch.bfloat16))
+        self.register_buffer("scale", torch.zeros(tiles, groups, SIDE, dtype=torch.bfloat16))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None  # type: ignore[assignment]
 
     @classmethod
@@ -61,11 +62,11 @@ class QuantLinear(nn.Linear):
         return new.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return quantized_linear(input, self.weight, self.scale, self.bias, group_size=self.group_size)
+        return quantized_linear(input, self.weight, self.scale, self.bias, out_features=self.out_features, group_size=self.group_size)
 
     def dequantize(self) -> Tensor:
         """The weight that the bytes stand for, float32 (out, in)."""
-        return dequantize(self.weight, self.scale, self.in_features, torch.float32)
+        return dequantize(self.weight, self.scale, self.out_features, self.in_features, torch.float32)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         def keep_scale(tensor: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def encode(weight: Tensor, bits: Bits, group_size: int) -> tuple[Tensor, Tensor]
     """A float weight (O, I) to bytes and scales. In 4 bits each group takes the scale of least squared error among those tried."""
     step = max(1, _TILE // weight.shape[1])
     parts = [_encode(rows, bits, group_size) for rows in weight.split(step)]
-    return torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts])
+    return tile(torch.cat([q for q, _ in parts]), torch.cat([s for _, s in parts]))
 
 
 def _encode(weight: Tensor, bits: Bits, group_size: int) -> tuple[Tensor, Tensor]:

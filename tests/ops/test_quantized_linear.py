@@ -13,7 +13,7 @@ from statescan.ops import native_gate as gate
 from statescan.ops import quantized_linear
 from statescan.ops.dispatch import implementation, ops
 from statescan.ops.quantized_linear.cases import SHAPES, Shape, make
-from statescan.ops.quantized_linear.native import FEW, _linear
+from statescan.ops.quantized_linear.native import FEW, _linear, _values
 from statescan.ops.quantized_linear.reference import dequantize
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -58,7 +58,7 @@ def test_agrees_with_the_reference(name: str, how: str, dtype: torch.dtype) -> N
     x = arguments["x"].double().requires_grad_()
     bias = None if arguments["bias"] is None else arguments["bias"].double().requires_grad_()
     with implementation("reference"):
-        y = quantized_linear(x, arguments["weight"], arguments["scale"], bias, group_size=shape.group_size)
+        y = quantized_linear(x, **{k: v for k, v in arguments.items() if k not in ("x", "bias")}, bias=bias)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     y.backward(cotangent.double())
     expected = {"y": y.detach(), "y without gradients": y.detach(), "gradient of x": x.grad}
@@ -77,16 +77,24 @@ def test_few_rows_on_every_instruction_set(isa: str, name: str) -> None:
     arguments["x"] = arguments["x"].reshape(-1, arguments["x"].shape[-1])[:FEW]
     with implementation("native"), torch.no_grad():
         got = quantized_linear(**arguments)
-    values = dequantize(arguments["weight"], arguments["scale"], SHAPES[name].inputs, torch.float64)
+    values = dequantize(arguments["weight"], arguments["scale"], SHAPES[name].outputs, SHAPES[name].inputs, torch.float64)
     expected = arguments["x"].double() @ values.T + (0.0 if arguments["bias"] is None else arguments["bias"].double())
     assert (got - expected).abs().max() <= 5e-5 * expected.abs().max()
     assert not torch.equal(got.double(), expected), "the kernel did not run"
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_numbers_that_many_rows_multiply_with(isa: str, name: str) -> None:
+    arguments = make(SHAPES[name])
+    sizes = (SHAPES[name].outputs, SHAPES[name].inputs, torch.float32)
+    weight, scale = arguments["weight"], arguments["scale"]
+    assert torch.equal(_values(weight, scale, *sizes), dequantize(weight, scale, *sizes))
+
+
 @needs_kernels
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(bits: int) -> None:
-    arguments = make(Shape((11,), 700, 1500, bits, bias=True))
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(isa: str, bits: int) -> None:
+    arguments = make(Shape((15,), 700, 1500, bits, bias=True))
     threads = torch.get_num_threads()
     with implementation("native"), torch.no_grad():
         try:
@@ -139,10 +147,11 @@ def test_the_largest_sums_do_not_overflow(isa: str, bits: int) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [3, FEW + 1])
 @pytest.mark.parametrize("at_end", [True, False])
-def test_reads_nothing_beside_its_buffers(isa: str, bits: int, at_end: bool) -> None:
+def test_reads_nothing_beside_its_buffers(isa: str, bits: int, rows: int, at_end: bool) -> None:
     """Each buffer ends (or begins) at a page that may not be touched."""
-    arguments = make(Shape((3,), 129, 7, bits, bias=True))
+    arguments = make(Shape((rows,), 129, 7, bits, bias=True))
     kept = []
 
     def guarded(tensor: Tensor) -> Tensor:
@@ -180,7 +189,7 @@ def test_portable_has_all_derivatives() -> None:
     leaves = (arguments["x"].requires_grad_(), arguments["bias"].requires_grad_())
 
     def run(x: Tensor, bias: Tensor) -> Tensor:
-        return quantized_linear(x, weight, scale, bias)
+        return quantized_linear(x, weight, scale, bias, out_features=5)
 
     with implementation("portable"):
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from statescan.ops.quantized_linear.layout import tile
+
 
 class Shape(NamedTuple):
     """Rows R, inputs I, outputs O."""
@@ -30,7 +32,7 @@ SHAPES: dict[str, Shape] = {
     "few rows, 4 bits": Shape((16,), 320, 131, 4, 64, True),
     "many rows": Shape((2, 9), 300, 70, 8, 256),
     "many rows, 4 bits": Shape((2, 9), 300, 70, 4, 256, True),
-    "several tiles": Shape((17,), 3000, 200, 4, 64, True),
+    "several tiles": Shape((17,), 3000, 400, 4, 64, True),
 }
 
 BENCH: dict[str, Shape] = {
@@ -55,10 +57,12 @@ def make(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0) -> dic
         weight = (low | (high << 4)).flatten(1)
     scale = (torch.randn(shape.outputs, groups, generator=g) / 2**shape.bits / shape.inputs**0.5).bfloat16()
     bias = torch.randn(shape.outputs, generator=g, dtype=torch.float64)
+    weight, scale = tile(weight, scale)
     return {
         "x": torch.randn(*shape.rows, shape.inputs, generator=g, dtype=torch.float64).to(dtype),
         "weight": weight,
         "scale": scale,
         "bias": bias.to(dtype) if shape.bias else None,
+        "out_features": shape.outputs,
         "group_size": shape.group_size,
     }

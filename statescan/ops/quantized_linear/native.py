@@ -22,27 +22,37 @@ from statescan.ops.quantized_linear.portable import product, product_t
 FEW = 16
 
 
-def _refuse(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> str | None:
+def _refuse(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int, group_size: int) -> str | None:
     return gate.refuse((torch.float32, torch.bfloat16), x=x, scale=scale, bias=bias) or gate.refuse(
         (torch.int8, torch.uint8), weight=weight
     )
 
 
-def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int, exact: bool) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int, group_size: int, exact: bool) -> Tensor:
     assert gate.module is not None
     rows = x.float().reshape(-1, x.shape[-1])
     if exact or rows.shape[0] > FEW:
-        y = product(rows if exact else _rounded(rows, group_size), weight, scale)
+        y = product(rows if exact else _rounded(rows, group_size), weight, scale, out_features, _values)
         if bias is not None:
             y += bias
     else:
         rows, weight, scale = rows.contiguous(), weight.contiguous(), scale.contiguous()
-        y = pages.empty(rows.shape[0], weight.shape[0])
+        y = pages.empty(rows.shape[0], out_features)
         gate.module.product(
-            gate.threads(y.numel() * rows.shape[1]), rows.shape[0], weight.shape[0], rows.shape[1], group_size, view(weight), view(scale),
+            gate.threads(y.numel() * rows.shape[1]), rows.shape[0], out_features, rows.shape[1], group_size, view(weight), view(scale),
             view(bias), view(rows), view(y),
         )  # fmt: skip
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+    return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+
+
+def _values(weight: Tensor, scale: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
+    """As ``dequantize``, in float32."""
+    assert gate.module is not None
+    weight, scale = weight.contiguous(), scale.contiguous()
+    y = torch.empty(out_features, in_features)
+    group_size = weight[0].numel() // scale[0].numel() * (1 if weight.dtype == torch.int8 else 2)
+    gate.module.dequantize(gate.threads(y.numel()), out_features, in_features, group_size, view(weight), view(scale), view(y))
+    return y
 
 
 def _rounded(rows: Tensor, group_size: int) -> Tensor:
@@ -56,12 +66,12 @@ def _rounded(rows: Tensor, group_size: int) -> Tensor:
 
 def _backward(gy: Tensor, weight: Tensor, scale: Tensor, in_features: int) -> Tensor:
     """Gradient of x."""
-    gx = product_t(gy.float().reshape(-1, gy.shape[-1]), weight, scale, in_features)
+    gx = product_t(gy.float().reshape(-1, gy.shape[-1]), weight, scale, in_features, _values)
     return gx.to(gy.dtype).reshape(*gy.shape[:-1], in_features)
 
 
-def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _fake(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
 
 
 def _fake_backward(gy: Tensor, weight: Tensor, scale: Tensor, in_features: int) -> Tensor:
@@ -78,12 +88,12 @@ def _gradients(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     weight, scale = ctx.saved_tensors
     gx = _linear_backward(gy, weight, scale, ctx.in_features) if ctx.needs_input_grad[0] else None
     gbias = gy.float().reshape(-1, gy.shape[-1]).sum(0) if ctx.needs_input_grad[3] else None
-    return gx, None, None, gbias, None, None
+    return gx, None, None, gbias, None, None, None
 
 
 _linear, _linear_backward = gate.register(
     "quantized_linear",
-    "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int group_size, bool exact) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int out_features, int group_size, bool exact) -> Tensor",
     _forward,  # type: ignore[arg-type]
     _fake,  # type: ignore[arg-type]
     "(Tensor gy, Tensor weight, Tensor scale, int in_features) -> Tensor",
@@ -95,8 +105,8 @@ _linear, _linear_backward = gate.register(
 
 
 @op.implementation("native", _refuse)
-def native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+def native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int, group_size: int) -> Tensor:
     """y (..., O)."""
     bias = gate.floats(bias)
     run = _forward if gate.direct(x, weight, scale, bias) else _linear
-    return run(x, weight, scale, bias, group_size, gate.needs_gradient(x, bias))
+    return run(x, weight, scale, bias, out_features, group_size, gate.needs_gradient(x, bias))
