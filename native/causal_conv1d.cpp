@@ -115,7 +115,7 @@ void positions(const CausalConv& a, const Tile& tile, int64_t t0, int64_t t1) {
     const char* rows[kMaxTaps];
     for (int64_t t = t0; t < t1; ++t) {
         char* to = a.y.at(tile.b, t, tile.e);
-        prefetch_row(a.x, a.x.at(tile.b, t, tile.e), tile.width);
+        if ((t - t0) % kTouch == 0) touch_rows(a.x, tile.b, t, least(t1, t + kTouch), tile.e, tile.width);
         prefetch_row<1>(a.y, to, tile.width);
         if (!a.line.exists(tile.b, t)) {
             memset(to, 0, static_cast<size_t>(tile.width * a.y.bytes()));
@@ -141,18 +141,24 @@ void last_rows(const CausalConv& a, const Tile& tile) {
 int64_t tiles(const CausalConv& a) { return (a.width + E - 1) / E; }
 int64_t blocks(const CausalConv& a) { return (a.length + T - 1) / T; }
 
+// Batch rows a tile: in decoding, to turn the weights around costs more than the convolution.
+int64_t together(const CausalConv& a) { return a.length == 1 ? 8 : 1; }
+
 void run(const void* context, int64_t index, char* scratch) {
     const CausalConv& a = *static_cast<const CausalConv*>(context);
     Arena arena{scratch};
     const int64_t block = index / tiles(a) % blocks(a);  // neighbours in memory are neighbours in time
-    const Tile tile = tile_of(a, index / tiles(a) / blocks(a), index % tiles(a), arena);
+    const int64_t first = index / tiles(a) / blocks(a) * together(a);
+    Tile tile = tile_of(a, first, index % tiles(a), arena);
     const int64_t t0 = block * T, t1 = least(a.length, t0 + T);
-    if (a.taps == 4) {
-        if (a.x.type == kFloat) positions<kFloat, 4>(a, tile, t0, t1); else positions<kBFloat16, 4>(a, tile, t0, t1);
-    } else {
-        if (a.x.type == kFloat) positions<kFloat, 0>(a, tile, t0, t1); else positions<kBFloat16, 0>(a, tile, t0, t1);
+    for (; tile.b < least(a.batch, first + together(a)); ++tile.b) {
+        if (a.taps == 4) {
+            if (a.x.type == kFloat) positions<kFloat, 4>(a, tile, t0, t1); else positions<kBFloat16, 4>(a, tile, t0, t1);
+        } else {
+            if (a.x.type == kFloat) positions<kFloat, 0>(a, tile, t0, t1); else positions<kBFloat16, 0>(a, tile, t0, t1);
+        }
+        if (t1 == a.length) last_rows(a, tile);
     }
-    if (t1 == a.length) last_rows(a, tile);
 }
 
 // -- backwards ---------------------------------------------------------------------------------------------------------------
@@ -262,7 +268,7 @@ void sum_rows(const void* context, int64_t index, char*) {
 
 }  // namespace
 
-Work causal_conv1d_work(const CausalConv& a) { return {a.batch * tiles(a) * blocks(a), 4 * E * (a.taps + 3) + 256, run}; }
+Work causal_conv1d_work(const CausalConv& a) { return {(a.batch + together(a) - 1) / together(a) * tiles(a) * blocks(a), 4 * E * (a.taps + 3) + 256, run}; }
 
 void causal_conv1d(const CausalConv& a) {
     if (a.source) find_sources(a);

@@ -41,13 +41,15 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
     for (int i = 0; i < O; ++i) row[i] = w.weight.at(o + i);
     const int64_t next = (O * w.weight.stride[0] + w.in * part / parts) * size, pace = 64 / parts;
     const int64_t ahead = O == 1 ? least(next, 2048) : next;
-    vf sums[O][R] = {};
+    vf sums[R * O];  // row by row
+#pragma GCC unroll 16
+    for (int i = 0; i < R * O; ++i) sums[i] = vf{};
     const auto step = [&](int64_t k) {
         vf v[O];
         for (int i = 0; i < O; ++i) v[i] = weights<type>(row[i], k);
         for (int r = 0; r < R; ++r) {
             const vf u = keep<O>(load(x + r * x_stride + k));
-            for (int i = 0; i < O; ++i) sums[i][r] += v[i] * u;
+            for (int i = 0; i < O; ++i) sums[r * O + i] += v[i] * u;
         }
     };
     int64_t k = 0;
@@ -56,12 +58,21 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
         for (int64_t j = 0; j < line; j += W) step(k + j);
     }
     for (; k + W <= w.in; k += W) step(k);
-    for (int i = 0; i < O; ++i)
+    float totals[R][O], bias[O];
+    if constexpr (O * R == W) {
+        store(totals[0], sums_of(sums));
+    } else {
+        for (int i = 0; i < R * O; ++i) totals[i / O][i % O] = sum(sums[i]);
+    }
+    for (int i = 0; i < O && k < w.in; ++i)  // one by one: side by side, compilers round some of these products
         for (int r = 0; r < R; ++r) {
-            float total = sum(sums[i][r]);
+            float total = totals[r][i];
             for (int64_t j = k; j < w.in; ++j) total += weight<type>(row[i], j) * x[r * x_stride + j];
-            y[r * y_stride + o + i] = w.bias ? total + *w.bias.f(o + i) : total;
+            totals[r][i] = total;
         }
+    for (int i = 0; i < O; ++i) bias[i] = w.bias ? *w.bias.f(o + i) : 0.0f;
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < O; ++i) y[r * y_stride + o + i] = totals[r][i] + bias[i];
 }
 
 template <int type, int O>

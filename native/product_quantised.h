@@ -84,11 +84,14 @@ template <bool nibbles, int R>
 void rows_of(const Matrix& w, const Activations& a, int64_t first, int64_t last, float* y, int64_t y_stride, bool ask) {
     const int64_t count = groups(w), bytes = count * w.group * kSide / (nibbles ? 2 : 1);
     for (int64_t o = first; o < last; o += kSide) {
-        float sums[R][kSide];
+        float sums[R][kSide], bias[kSide] = {};
+        const int64_t there = least(kSide, last - o);
+        if (w.bias) for (int64_t n = 0; n < there; ++n) bias[n] = *w.bias.f(o + n);
         dots<nibbles, R>(w.weight.at(0) + o / kSide * bytes, w.scale.at(0) + 2 * o * count, a, count, w.group, ask, sums);
-        for (int64_t n = o; n < least(o + kSide, last); ++n) {
-            const float bias = w.bias ? *w.bias.f(n) : 0.0f;
-            for (int64_t i = 0; i < R; ++i) y[i * y_stride + n] = sums[i][n - o] + bias;
+        for (int64_t i = 0; i < R; ++i) {
+            float* to = there == kSide ? y + i * y_stride + o : sums[i];
+            for (int64_t n = 0; n < kSide; n += W) store(to + n, load(sums[i] + n) + load(bias + n));
+            if (there < kSide) memcpy(y + i * y_stride + o, to, static_cast<size_t>(4 * there));
         }
     }
 }

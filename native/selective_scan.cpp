@@ -59,9 +59,30 @@ bool few(const SelectiveScan& a) {
            a.last.stride[2] == 1 && (!a.reset_to || a.reset_to.stride[2] == 1);
 }
 
+// One position of W channels from c on.
+template <int V>
+STATESCAN_INLINE void step(const SelectiveScan& a, const ScanTile& tile, const ScanRow& row, int64_t c) {
+    vf y[W];
+    for (int64_t i = 0; i < W; ++i) {
+        const int64_t e = tile.e + c + i;
+        const float *h = a.state.f(tile.b, e), *A = a.A.f(e);
+        float* to = a.last.f(tile.b, e);
+        y[i] = splat(0.0f);
+        for (int v = 0; v < V * W; v += W) {
+            const vf moved = exp2(row.d[c + i] * (load(A + v) * kLog2e)) * load(h + v) + row.u[c + i] * load(row.B + v);
+            y[i] += moved * load(row.C + v);
+            store(to + v, moved);
+        }
+    }
+    store(row.y + c, load(row.y + c) + sums_of(y));
+}
+
 template <int V>
 void advance_few(const SelectiveScan& a, const ScanTile& tile, const ScanRow* rows) {
-    for (int64_t c = 0; c < tile.width; ++c) {
+    int64_t c = 0;
+    if (a.length == 1 && a.line.exists(tile.b, 0) && !a.line.resets(tile.b, 0))
+        for (; c + W <= tile.width; c += W) step<V>(a, tile, rows[0], c);
+    for (; c < tile.width; ++c) {
         const int64_t e = tile.e + c;
         vf h[V], A[V];
         for (int v = 0; v < V; ++v) {

@@ -247,6 +247,28 @@ static inline float sum(vf v) {  // upper half of the lanes onto the lower, unti
 #endif
 }
 
+// Lane i: sum(v[i]). At once: a vector of each step holds the halves of twice as many as of the step before.
+STATESCAN_INLINE vf sums_of(const vf (&v)[W]) {
+#if defined(__AVX512F__)
+    __m512 half[8], quarter[4], pair[2];
+    for (int i = 0; i < 8; ++i) {  // lane 4 i + j is to come from v[4 i + j]: they meet in the order of j
+        const __m512 a = (__m512)v[8 * (i % 2) + i / 2], b = (__m512)v[8 * (i % 2) + i / 2 + 4];
+        half[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    }
+    for (int i = 0; i < 4; ++i)
+        quarter[i] = _mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd);
+    for (int i = 0; i < 2; ++i) {
+        const __m512d a = _mm512_castps_pd(quarter[2 * i]), b = _mm512_castps_pd(quarter[2 * i + 1]);
+        pair[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+    return (vf)(_mm512_shuffle_ps(pair[0], pair[1], 0x88) + _mm512_shuffle_ps(pair[0], pair[1], 0xdd));
+#else
+    float lane[W];
+    for (int64_t i = 0; i < W; ++i) lane[i] = sum(v[i]);
+    return load(lane);
+#endif
+}
+
 static inline float dot(const float* a, const float* b, int64_t width) {
     vf total = splat(0);
     float rest = 0;
