@@ -17,7 +17,6 @@ namespace quantised {
 
 constexpr int32_t kTop = 32639;
 constexpr int64_t kSide = 16;  // outputs side by side
-constexpr int64_t kMost = 8;   // rows at a time
 
 // Activations of R rows that go together: for each group a step and a row, and its offset: the sum of its integers times what is added to each
 // weight to make it unsigned, to be taken off; for four numbers and a row their `kFour` bytes.
@@ -46,7 +45,7 @@ namespace statescan {
 namespace STATESCAN_ISA {
 namespace quantised {
 
-// A group of a row, of which `count` numbers are there; the rest are zeros. Four numbers stand `apart` bytes from the next four.
+// A group of one of the rows that go together, of which `count` numbers are there; the rest are zeros.
 template <bool nibbles>
 void encode(const float* x, int64_t count, int64_t group, int64_t together, char* numbers, float* step, int32_t* offset) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the nearest integer
