@@ -22,8 +22,8 @@ STATESCAN_INLINE float weight(const char* row, int64_t k) {
     return value;
 }
 
-// What was measured to read a weight fastest for one row. Zen 4 (AVX-512): output after output as one stream, asked for at most 2 KiB ahead and
-// into the second-level cache; several streams, or lines asked for into the first, halve its rate. Zen 3 (AVX2): four outputs side by side.
+// What was measured to read a weight fastest for one row. AVX-512: output after output as one stream, asked for ahead and into the second-level
+// cache; several streams, or lines asked for into the first, halve the rate of a Zen 4. Zen 3 (AVX2): four outputs side by side.
 #if defined(__AVX512F__)
 constexpr int kOutputs = 1, kCache = 2;
 constexpr int kTogether = 4;  // outputs of several rows: as many sums as the registers hold
@@ -31,6 +31,15 @@ constexpr int kTogether = 4;  // outputs of several rows: as many sums as the re
 constexpr int kOutputs = 4, kCache = 3;
 constexpr int kTogether = 3;
 #endif
+
+// How far ahead one stream asks, in bytes: at most 2 KiB on a Zen 4; where memory lies further away 3 to 16 KiB are one as good as the other.
+int64_t far(int64_t next) {
+#if defined(__AVX512F__)
+    static const bool amd = __builtin_cpu_is("amd");
+    if (!amd) return 4096;
+#endif
+    return least(next, 2048);
+}
 
 // O outputs of R rows: O * R sums stay in registers. A weight's row is too short for the hardware to look ahead, so here we ask for the rows
 // that come next: block `part` of `parts` blocks of activations asks for its share of them, so that memory is busy all the while.
@@ -40,7 +49,7 @@ void dots(const Matrix& w, const float* x, int64_t x_stride, int64_t o, float* y
     const char* row[O];
     for (int i = 0; i < O; ++i) row[i] = w.weight.at(o + i);
     const int64_t next = (O * w.weight.stride[0] + w.in * part / parts) * size, pace = 64 / parts;
-    const int64_t ahead = O == 1 ? least(next, 2048) : next;
+    const int64_t ahead = O == 1 ? far(next) : next;
     vf sums[R * O];  // row by row
 #pragma GCC unroll 16
     for (int i = 0; i < R * O; ++i) sums[i] = vf{};

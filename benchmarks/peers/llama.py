@@ -99,5 +99,11 @@ def _second(mixer: Any) -> dict[str, Any]:
 
 
 def start(python: str, folder: Path, precision: str, threads: int) -> Participant:
-    """A server that has loaded the weights which :func:`export` left in the folder."""
-    return Participant("llama_server", folder / "weights.npz", folder / "sizes.json", precision, threads, python=python, threads=threads)
+    """A server that has loaded the weights which :func:`export` left in the folder.
+
+    It turns quantised weights into layouts of its own, but on processors with AMX: that layout crashes the process at the first prompt.
+    """
+    flags = Path("/proc/cpuinfo")
+    amx = flags.exists() and "amx_int8" in flags.read_text(encoding="utf-8")
+    files = folder / "weights.npz", folder / "sizes.json"
+    return Participant("llama_server", *files, precision, threads, int(not amx), python=python, threads=threads)

@@ -1,7 +1,8 @@
 """llama.cpp as a participant, run by the interpreter of its own environment (numpy, gguf, llama_cpp; no torch).
 
-``PYTHON -m benchmarks.peers.llama_server WEIGHTS.npz SIZES.json PRECISION THREADS`` writes a GGUF file of that precision beside the
-weights, unless it is there, loads it, and answers. The calls are the low-level ones: clocks stand around llama_decode and nothing else.
+``PYTHON -m benchmarks.peers.llama_server WEIGHTS.npz SIZES.json PRECISION THREADS LAYOUTS`` writes a GGUF file of that precision beside
+the weights, unless it is there, loads it, and answers; with LAYOUTS 0 it leaves the weights as they lie in the file. The calls are the
+low-level ones: clocks stand around llama_decode and nothing else.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def write(path: Path, weights: Path, sizes: dict[str, Any], precision: str) -> N
 class Llama:
     """A model and a context for up to eight sequences."""
 
-    def __init__(self, weights: str, sizes_file: str, precision: str, threads: int) -> None:
+    def __init__(self, weights: str, sizes_file: str, precision: str, threads: int, layouts: bool) -> None:
         sizes = json.loads(Path(sizes_file).read_text(encoding="utf-8"))
         self.vocabulary = sizes["vocabulary"]
         path = Path(weights).with_name(f"{precision}.gguf")
@@ -78,6 +79,7 @@ class Llama:
         llama_cpp.llama_backend_init()
         model_options = llama_cpp.llama_model_default_params()
         model_options.n_gpu_layers = 0
+        model_options.use_extra_bufts = layouts
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_options)
         if not self.model:
             raise RuntimeError(f"llama.cpp does not load {path.name}")
@@ -160,4 +162,4 @@ class Llama:
 
 
 if __name__ == "__main__":
-    serve(lambda: Llama(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    serve(lambda: Llama(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "1"))

@@ -32,4 +32,4 @@ class DeltaProjection(nn.Linear, Dynamic):
         if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not autocast):
             return linear(input, self.weight, self.bias)
         product = F.linear(input, self.weight)
-        return product.to(state_dtype(product)) + self.bias
+        return product + self.bias.to(state_dtype(product))  # which widens the product on its way

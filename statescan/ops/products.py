@@ -1,4 +1,4 @@
-"""A Linear's product, forwards and backwards, by the fastest of torch's two libraries and ours."""
+"""A Linear's product, forwards and backwards, by the fastest of torch's two libraries and ours, in training among the large tensors."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 
 
 @cache
+def few_is_faster() -> bool:
+    """The engine's kernel for few rows, where it was measured: AMD's and Intel's processors with AVX-512."""
+    return gate.module is not None and gate.instruction_set() == "avx512"
+
+
+@cache
 def ours_is_faster() -> bool:
     """On AMD's processors with AVX-512, where MKL, which torch calls for float32, has nothing but kernels for AVX2."""
     return gate.module is not None and gate.module.amd() and gate.instruction_set() == "avx512"
@@ -34,21 +40,23 @@ def ours_is_faster() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
-    Of plain tensors on a processor where MKL is slow. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows,
-    bfloat16 too, and oneDNN's (where torch has it) for more float32 rows. In training: ours (``native/gemm.cpp``). MKL's anywhere else,
-    and under compilers, autocast and functorch's transforms.
+    Of plain tensors. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows, bfloat16 too, on a processor with
+    AVX-512, and oneDNN's (where torch has it) for more float32 rows, where MKL is slow. In training, in float32: ours
+    (``native/gemm.cpp``) where MKL is slow, else MKL's, in buffers of :mod:`~statescan.ops.pages`. torch's anywhere else, and under
+    compilers, autocast and functorch's transforms.
     """
     run = _torch
-    if not torch.compiler.is_compiling() and ours_is_faster() and _suits(x, weight, bias):
+    if not torch.compiler.is_compiling() and _suits(x, weight, bias):
         rows = x.numel() // x.shape[-1]
         large = x.dtype == torch.float32 and rows >= FEW
         if not gate.needs_gradient(x, weight, bias):
-            if rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
+            if few_is_faster() and rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
                 return _few(x, weight, bias)
+            large = large and ours_is_faster()
             if large and onednn is not None:
                 return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         if large:
-            run = _ours
+            run = _recorded
     y = run(x, weight, bias)
     if weight.shape[-1] <= SHALLOW:
         frugal.remember(run, {"x": x, "weight": weight, "bias": bias}, y)
@@ -59,7 +67,7 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _recorded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return recomputed(_forward, _backward, _again, {"x": x, "weight": weight, "bias": bias}, {})[0]
 
 
@@ -87,11 +95,13 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,)."""
+    (rows, depth), columns = a.shape, b.shape[1]
+    c = pages.empty(rows, columns)
+    if not ours_is_faster():
+        return torch.mm(a, b, out=c) if bias is None else torch.addmm(bias, a, b, out=c)
     assert gate.module is not None
     a, b = _lines(a), _lines(b)
     bias = None if bias is None else gate.rows(bias)
-    (rows, depth), columns = a.shape, b.shape[1]
-    c = pages.empty(rows, columns)
     threads = gate.threads(2 * rows * columns * depth)
     gate.module.gemm(threads, rows, columns, depth, gate.view(a), gate.view(b), gate.view(bias), gate.view(c))
     return c

@@ -21,6 +21,7 @@ TARGETS = {"mamba-tiny": ["dt_proj", "in_proj", "out_proj", "x_proj"], "mamba2-t
 def one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose product it is, and so its rounding, depends on what needs a gradient: adapters change that, and nothing else may differ."""
     monkeypatch.setattr(products, "ours_is_faster", lambda: False)
+    monkeypatch.setattr(products, "few_is_faster", lambda: False)
 
 
 def adapt(model: nn.Module, *, fresh: bool = False) -> Any:

@@ -35,6 +35,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return multiply(a, b, bias)
 
     monkeypatch.setattr(products, "ours_is_faster", lambda: True)
+    monkeypatch.setattr(products, "few_is_faster", lambda: True)
     monkeypatch.setattr(products, "onednn", None)
     monkeypatch.setattr(products, "NARROW", 1)
     monkeypatch.setattr(products, "FEW", 1)
@@ -83,6 +84,17 @@ def test_values_and_gradients(rows: tuple[int, ...], width: int, out: int, bias:
     """Depths of one, two and three pieces, rows of two blocks, and edges on every side."""
     torch.manual_seed(0)
     inputs = leaves(rows, width, out, bias)
+    assert_exact(results(products.linear, inputs), inputs)
+    assert len(ours) == 3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_torchs_product_among_the_large_tensors(bias: bool, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MKL is fast training calls it, in the same buffers."""
+    monkeypatch.setattr(products, "ours_is_faster", lambda: False)
+    torch.manual_seed(0)
+    inputs = leaves((3, 177), 300, 411, bias)
+    inputs["x"] = inputs["x"].transpose(0, 1)
     assert_exact(results(products.linear, inputs), inputs)
     assert len(ours) == 3
 
@@ -275,7 +287,7 @@ def test_a_model_trains_the_same(name: str, ours: list[tuple[int, ...]], monkeyp
 
     found, again = gradients(False), gradients(True)
     assert ours
-    monkeypatch.setattr(products, "ours_is_faster", lambda: False)
+    monkeypatch.setattr(products, "FEW", 1 << 30)
     for n, expected in gradients(False).items():
         torch.testing.assert_close(found[n], expected, rtol=1e-3, atol=1e-5, msg=lambda m, n=n: f"{n}: {m}")
         torch.testing.assert_close(again[n], found[n], rtol=0, atol=0)

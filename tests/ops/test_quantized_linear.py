@@ -13,7 +13,7 @@ from statescan.ops import native_gate as gate
 from statescan.ops import quantized_linear
 from statescan.ops.dispatch import implementation, ops
 from statescan.ops.quantized_linear.cases import SHAPES, Shape, make
-from statescan.ops.quantized_linear.native import FEW, _linear, _values
+from statescan.ops.quantized_linear.native import FEW, _values
 from statescan.ops.quantized_linear.reference import dequantize
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -180,7 +180,7 @@ def test_the_op_is_well_formed(rows: int) -> None:
     arguments = make(Shape((rows,), 70, 5, 4, bias=True))
     arguments["x"].requires_grad_()
     arguments["bias"].requires_grad_()
-    torch.library.opcheck(_linear, (*arguments.values(), True))
+    torch.library.opcheck(torch.ops.statescan.quantized_linear.default, (*arguments.values(), True))
 
 
 def test_portable_has_all_derivatives() -> None:
