@@ -16,7 +16,8 @@ from statescan.ops import native_gate as gate
 needs_kernels = pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))
 HERE = Path(__file__).parent
 NATIVE = HERE.parent.parent / "native"
-FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"]}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mprefer-vector-width=512"]
+FLAGS = {"baseline": [], "avx2": ["-mavx2", "-mfma"], "avx512": AVX512}
 
 
 @needs_kernels
@@ -42,7 +43,7 @@ def test_guard_pages_at_both_ends(isa: str) -> None:
 @pytest.mark.parametrize("isa", FLAGS)
 def test_kernels_are_clean_under_the_sanitizers(isa: str, tmp_path: Path) -> None:
     """The driver over odd sizes, built with the address and undefined-behaviour sanitizers."""
-    if isa == "avx2" and not (gate.module is not None and gate.module.supports(isa)):
+    if isa != "baseline" and not (gate.module is not None and gate.module.supports(isa)):
         pytest.skip(f"this processor has no {isa}")
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags = ["-std=gnu++17", "-g1", "-O1", "-w", *sanitizers, *FLAGS[isa], f"-DSTATESCAN_ISA={isa}", f"-I{NATIVE}"]
