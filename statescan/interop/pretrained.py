@@ -33,6 +33,7 @@ from statescan.interop.original import read_original, write_original
 from statescan.interop.weights import check_finite, check_match, read_weights, some
 from statescan.layers import QuantLinear
 from statescan.layers.linear import is_plain
+from statescan.ops import pages
 from statescan.parameters import Dynamic
 from statescan.spec import Spec
 
@@ -61,6 +62,8 @@ def from_pretrained(path_or_hub_id: PathLike, *, device: torch.device | str | No
     tokenizer = _read_tokenizer(folder, config, model)
     if tokenizer is not None:
         model.tokenizer = tokenizer
+    if dtype is not None and torch.device(device or "cpu").type == "cpu":
+        model._apply(lambda t: pages.resident(t, dtype) if t.is_floating_point() and t.dtype != dtype else t)
     return model.to(device=device, dtype=dtype).eval()
 
 

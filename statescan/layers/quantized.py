@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from statescan.ops import quantized_linear
+from statescan.ops import pages, quantized_linear
 from statescan.ops.checks import check_positive
 from statescan.ops.quantized_linear import GROUP_SIZES
 from statescan.ops.quantized_linear.layout import SIDE, tile
@@ -57,7 +57,8 @@ class QuantLinear(nn.Linear):
         """The quantised copy of a Linear; it takes over the bias itself."""
         with torch.device("meta"):
             new = cls(linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group_size=group_size)
-        new.weight, new.scale = encode(linear.weight.detach(), bits, group_size)
+        encoded = encode(linear.weight.detach(), bits, group_size)
+        new.weight, new.scale = (pages.resident(tensor) if tensor.is_cpu else tensor for tensor in encoded)
         new.bias = linear.bias
         return new.train(linear.training)
 

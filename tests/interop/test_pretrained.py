@@ -119,6 +119,21 @@ def test_dynamics_stored_in_half_precision_are_held_in_float32(tmp_path: Path) -
     assert from_pretrained(tmp_path, dtype=torch.float64).backbone.layers[0].mixer.A_log.dtype == torch.float64
 
 
+@pytest.mark.parametrize("bits", [None, "int8"])
+def test_a_dtype_is_what_to_makes_of_it(bits: Any, tmp_path: Path) -> None:
+    """Precisions, values, and what is tied; at a size whose weights live in large pages."""
+    model = ss.create_model("mamba-tiny", vocab_size=9000)
+    if bits:
+        ss.quantize(model, bits)
+    export = save_pretrained if bits else export_pretrained
+    export(model, tmp_path)
+    loaded, expected = from_pretrained(tmp_path, dtype=torch.bfloat16), from_pretrained(tmp_path).to(torch.bfloat16)
+    assert {k: v.dtype for k, v in loaded.state_dict().items()} == {k: v.dtype for k, v in expected.state_dict().items()}
+    assert same_bits(loaded.state_dict(), expected.state_dict())
+    assert (loaded.lm_head.weight is loaded.backbone.embedding.weight) == (expected.lm_head.weight is expected.backbone.embedding.weight)
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
 # -- tokenizers -------------------------------------------------------------------------------------------------------------
 
 

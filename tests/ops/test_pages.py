@@ -60,6 +60,19 @@ def test_empty(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert bool((made.fill_(1) == 1).all())
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (700, 1000)])
+def test_resident(shape: tuple[int, ...]) -> None:
+    weight = torch.nn.Parameter(torch.randn(shape))
+    same, narrow = pages.resident(weight), pages.resident(weight, torch.bfloat16)
+    assert torch.equal(same, weight)
+    assert torch.equal(narrow, weight.bfloat16())
+    assert not same.requires_grad
+    assert not narrow.requires_grad
+    with torch.no_grad():
+        weight.zero_()
+    assert same.abs().min() > 0
+
+
 def test_first_room_that_fits(pool: pages._Pool) -> None:
     a, b, c, d = (pages.empty(ROOM) for _ in range(4))
     assert [t.data_ptr() - a.data_ptr() for t in (b, c, d)] == [2**20, 2 * 2**20, 3 * 2**20]
