@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -238,3 +239,17 @@ def test_several_cotangents_side_by_side(name: str) -> None:
     for found, cotangent in zip(together, cotangents, strict=True):
         alone = torch.autograd.grad(y, inputs["q"], cotangent, retain_graph=True)[0]
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors do not mind such numbers")
+def test_tiny_numbers_are_zeros_in_a_kernel_alone() -> None:
+    """Decays underflow by the thousand, and some processors need a hundred cycles for each; torch's own numbers, on any thread, stay."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tiny = torch.full((1, 1024, 1024), 1e-40)
+        assert not statescan.ops.causal_conv1d(tiny, torch.ones(1024, 4)).any()
+        assert bool((tiny * 1.0 > 0).all())
+    finally:
+        torch.set_num_threads(before)
