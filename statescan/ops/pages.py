@@ -108,7 +108,7 @@ def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> Te
 
 
 def resident(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy on a CPU for the life of a model, in this dtype: in large pages, which one row's product reads a tenth faster where finding
+    """A copy on a CPU for the life of a model, in this dtype: in large pages, which one row's product reads a little faster where finding
     an address takes long (docs/decisions/0020).
     """
     return _made(_weights, SEGMENT, weight.shape, dtype or weight.dtype).copy_(weight.detach())

@@ -90,7 +90,7 @@ def test_values_and_gradients(rows: tuple[int, ...], width: int, out: int, bias:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_torchs_product_among_the_large_tensors(bias: bool, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MKL is fast training calls it, in the same buffers."""
+    """Where MKL is fast training calls it, with the same backward."""
     monkeypatch.setattr(products, "ours_is_faster", lambda: False)
     torch.manual_seed(0)
     inputs = leaves((3, 177), 300, 411, bias)

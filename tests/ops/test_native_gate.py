@@ -242,7 +242,7 @@ def test_several_cotangents_side_by_side(name: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors do not mind such numbers")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the kernels set the control register of x86 alone")
 def test_tiny_numbers_are_zeros_in_a_kernel_alone() -> None:
     """Decays underflow by the thousand, and some processors need a hundred cycles for each; torch's own numbers, on any thread, stay."""
     before = torch.get_num_threads()
