@@ -33,10 +33,11 @@ struct Line {  // the timeline; an absent interval tensor means the number
     STATESCAN_INLINE float time(int64_t b, int64_t t) const { return interval ? *interval.f(b, t) : unit; }
 };
 
-constexpr int64_t kChunk = 64;    // positions between two saved states, in every op
-constexpr int64_t kTile = 64;     // channels a tile
-constexpr int64_t kHeads = 4;     // heads a tile of ssd and log_linear
-constexpr int64_t kTogether = 4;  // rows of the batch a tile of slstm
+constexpr int64_t kChunk = 64;      // positions between two saved states, in every op but
+constexpr int64_t kScanChunk = 32;  // the selective scan, whose backward makes so much of a position that a chunk must be short to stay in the cache
+constexpr int64_t kTile = 64;       // channels a tile
+constexpr int64_t kHeads = 4;       // heads a tile of ssd and log_linear
+constexpr int64_t kTogether = 4;    // rows of the batch a tile of slstm
 
 struct SelectiveScan {
     int threads;

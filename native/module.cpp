@@ -257,6 +257,7 @@ NB_MODULE(_native, m) {
     });
     m.def("find_openmp", [](const std::string& path) { return statescan::find_openmp(path.c_str()); });
     m.attr("CHUNK") = statescan::kChunk;
+    m.attr("SCAN_CHUNK") = statescan::kScanChunk;
     m.attr("TILE") = statescan::kTile;
     m.attr("HEADS") = statescan::kHeads;
     m.attr("TOGETHER") = statescan::kTogether;

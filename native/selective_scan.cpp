@@ -36,10 +36,9 @@ void advance(const ScanMemory& s, const ScanRow& row, int64_t n, int64_t lanes) 
 
 void output(const SelectiveScan& a, const ScanTile& tile, int64_t t, float* y, float* scratch) {
     if (a.z) {
-        const char* z_row = a.z.at(tile.b, t, tile.e);
-        load_row(z_row, a.z.type, tile.width, scratch);
+        const float* row = floats(a.z.at(tile.b, t, tile.e), a.z.type, tile.width, scratch);
         for (int64_t i = 0; i < tile.vectors * W; i += W) {
-            const vf z = load(scratch + i);
+            const vf z = load(row + i);
             store(y + i, load(y + i) * z * sigmoid(z));
         }
     }

@@ -6,7 +6,7 @@
 namespace statescan {
 namespace STATESCAN_ISA {
 
-constexpr int64_t T = kChunk;
+constexpr int64_t T = kScanChunk;
 constexpr int64_t R = kTile;
 
 struct ScanTile {
@@ -42,12 +42,12 @@ struct ScanMemory {
 
 // The inputs of one position.
 struct ScanRow {
-    float *x, *d, *u, *y;  // (R,): d the step, u = d x, y = D x
-    float *B, *C;          // (N,)
+    float *x, *d, *u, *y, *slope;  // (R,): d the step, u = d x, y = D x; slope: of the step by the raw one, if asked for
+    float *B, *C;                  // (N,)
 
-    static int64_t bytes(int64_t n) { return 4 * (4 * R + 2 * (n + 2 * W)) + 2 * 64; }
+    static int64_t bytes(int64_t n) { return 4 * (5 * R + 2 * (n + 2 * W)) + 2 * 64; }
     void take(Arena& arena, int64_t n) {
-        x = arena.floats(R); d = arena.floats(R); u = arena.floats(R); y = arena.floats(R);
+        x = arena.floats(R); d = arena.floats(R); u = arena.floats(R); y = arena.floats(R); slope = arena.floats(R);
         B = arena.floats(ceil_to(n, W)); C = arena.floats(ceil_to(n, W));
     }
 };
@@ -94,19 +94,20 @@ static inline void scan_memory(const SelectiveScan& a, const ScanTile& tile, Sca
 }
 
 // Reads the inputs of an existing position. Whether every exponent lies where exp2_inside() holds.
+template <bool with_slope = false>
 static inline bool scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row) {
     load_row(a.B.at(tile.b, t, tile.g), a.B.type, a.n, row.B);
     load_row(a.C.at(tile.b, t, tile.g), a.C.type, a.n, row.C);
     const char *x = a.x.at(tile.b, t, tile.e), *delta = a.delta.at(tile.b, t, tile.e);
-    load_row(x, a.x.type, tile.width, row.x);
-    load_row(delta, a.delta.type, tile.width, row.d);
+    const float *xs = floats(x, a.x.type, tile.width, row.x), *raw = floats(delta, a.delta.type, tile.width, row.d);
     const float interval = a.line.time(tile.b, t);
     vi inside = vi{} - 1;
     for (int64_t i = 0; i < tile.vectors * W; i += W) {
-        vf step = load(row.d + i) + load(s.bias + i);
-        if (a.softplus) step = softplus(step);
+        vf step = load(raw + i) + load(s.bias + i), slope = splat(1.0f);
+        if (a.softplus) step = with_slope ? softplus(step, slope) : softplus(step);
         step = step * interval;
-        const vf x_i = load(row.x + i);
+        if (with_slope) store(row.slope + i, slope * interval);
+        const vf x_i = load(xs + i);
         inside &= abs(step) * load(s.steepest + i) < splat(126.0f);
         store(row.d + i, step);
         store(row.u + i, step * x_i);

@@ -14,21 +14,21 @@ constexpr int64_t kColumn = (T + 4) * W, kColumns = R / W * kColumn;
 struct GradChunk {
     float *d, *u, *y;                // columns: step, step * x, output before the gate
     float *gy, *gd, *gu;             // columns: before the gate; of the step through the decay, over ln 2; of step * x
+    float *slope, *gate;             // columns: of the step by the raw one; of the gated output by z, over y
     float *B, *C;                    // (T, N)
-    float *states, *decay;           // (T + 1, 4, W), (T, 4, W): the state before each position and after the last; its decay
-    float *gB, *gC;                  // (T, 4, W)
+    float *states;                   // (T + 1, 2, 4, W): the state before each position and after the last; its decay
+    float *gBC;                      // (T, 2, 4, W)
     float *carry, *gA, *greset;      // (N, R)
-    float *gD, *gbias, *sums, *out;  // (R,), (R,), (4 T,), (R,)
+    float *gD, *gbias, *sums, *out;  // (R,), (R,), (8 T,), (R,)
 
-    static int64_t bytes(int64_t n) { return 4 * (6 * kColumns + 2 * T * n + (16 * T + 4) * W + 3 * n * R + 3 * R + 4 * T) + 64 * 20; }
+    static int64_t bytes(int64_t n) { return 4 * (8 * kColumns + 2 * T * n + (16 * T + 8) * W + 3 * n * R + 3 * R + 8 * T) + 64 * 20; }
     void take(Arena& arena, int64_t n) {
-        float** const columns[] = {&d, &u, &y, &gy, &gd, &gu};
+        float** const columns[] = {&d, &u, &y, &gy, &gd, &gu, &slope, &gate};
         for (float** column : columns) *column = arena.floats(kColumns);
         B = arena.floats(T * n); C = arena.floats(T * n);
-        states = arena.floats(4 * (T + 1) * W); decay = arena.floats(4 * T * W);
-        gB = arena.floats(4 * T * W); gC = arena.floats(4 * T * W);
+        states = arena.floats(8 * (T + 1) * W); gBC = arena.floats(8 * T * W);
         carry = arena.floats(n * R); gA = arena.floats(n * R); greset = arena.floats(n * R);
-        gD = arena.floats(R); gbias = arena.floats(R); sums = arena.floats(4 * T); out = arena.floats(R);
+        gD = arena.floats(R); gbias = arena.floats(R); sums = arena.floats(8 * T); out = arena.floats(R);
     }
 };
 
@@ -51,15 +51,15 @@ void forwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64_
         vf y = load(yc + t * W);
         for (int i = 0; i < K; ++i) {
             const vf exponent = d * A[i], decay = inside ? exp2_inside(exponent) : exp2(exponent);
-            store(g.states + (t * K + i) * W, h[i]);
-            store(g.decay + (t * K + i) * W, decay);
+            store(g.states + (2 * t * K + i) * W, h[i]);
+            store(g.states + ((2 * t + 1) * K + i) * W, decay);
             if (reset[t]) h[i] = load(s.origin + (k + i) * R + lane);
             h[i] = decay * h[i] + u * B[i];
             y += h[i] * C[i];
         }
         store(yc + t * W, y);
     }
-    for (int i = 0; i < K; ++i) store(g.states + (count * K + i) * W, h[i]);
+    for (int i = 0; i < K; ++i) store(g.states + (2 * count * K + i) * W, h[i]);
 }
 
 template <int K>
@@ -75,17 +75,17 @@ void backwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64
     for (int64_t t = count - 1; t >= 0; --t) {
         const vf d = load(dc + t * W), u = load(uc + t * W), gy = load(gyc + t * W);
         const float *B = g.B + t * n + k, *C = g.C + t * n + k;
-        const float* from = reset[t] ? s.origin + k * R + lane : g.states + t * K * W;
+        const float* from = reset[t] ? s.origin + k * R + lane : g.states + 2 * t * K * W;
         const int64_t step = reset[t] ? R : W;
         vf gu = load(guc + t * W), gd = load(gdc + t * W);
         for (int i = 0; i < K; ++i) {
-            const vf before = load(from + i * step), after = load(g.states + ((t + 1) * K + i) * W);
-            float *gB = g.gB + (t * K + i) * W, *gC = g.gC + (t * K + i) * W;
+            const vf before = load(from + i * step), after = load(g.states + (2 * (t + 1) * K + i) * W);
+            float *gB = g.gBC + (2 * t * K + i) * W, *gC = gB + K * W;
             const vf gh = carry[i] + gy * C[i];
             store(gC, load(gC) + gy * after);
             store(gB, load(gB) + gh * u);
             gu += gh * B[i];
-            carry[i] = gh * load(g.decay + (t * K + i) * W);
+            carry[i] = gh * load(g.states + ((2 * t + 1) * K + i) * W);
             const vf through = carry[i] * before;
             gd += through * A[i];
             gA[i] += through * d;
@@ -132,18 +132,16 @@ template <int K>
 void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const GradChunk& g, const bool* reset,
                  const bool* inside, int64_t k, int64_t t0, int64_t count) {
     const int64_t n = a.forward.n;
-    zero(g.gB, count * K * W);
-    zero(g.gC, count * K * W);
+    zero(g.gBC, 2 * count * K * W);
     for (int64_t lane = 0; lane < tile.vectors * W; lane += W) {
         if (inside[lane / W]) forwards<K, true>(s, g, reset, n, k, lane, count);
         else forwards<K, false>(s, g, reset, n, k, lane, count);
         backwards<K>(s, g, reset, n, k, lane, count);
     }
-    const float* from[2] = {g.gB, g.gC};
-    const View* to[2] = {&a.part_B, &a.part_C};
-    for (int which = 0; which < 2; ++which) {
-        sum_lanes(from[which], count * K, g.sums);
-        for (int64_t t = 0; t < count; ++t) memcpy(to[which]->f(tile.index, t0 + t, k), g.sums + t * K, K * 4);
+    sum_lanes(g.gBC, 2 * count * K, g.sums);
+    for (int64_t t = 0; t < count; ++t) {
+        memcpy(a.part_B.f(tile.index, t0 + t, k), g.sums + 2 * t * K, K * 4);
+        memcpy(a.part_C.f(tile.index, t0 + t, k), g.sums + (2 * t + 1) * K, K * 4);
     }
 }
 
@@ -167,25 +165,23 @@ void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& 
             zero(g.C + t * n, n);
             continue;
         }
-        scan_row(f, tile, s, t0 + t, row);
+        scan_row<true>(f, tile, s, t0 + t, row);
         memcpy(g.B + t * n, row.B, static_cast<size_t>(n * 4));
         memcpy(g.C + t * n, row.C, static_cast<size_t>(n * 4));
-        const char* gy_row = a.gy.at(tile.b, t0 + t, tile.e);
-        load_row(gy_row, a.gy.type, tile.width, row.x);
-        if (f.z) {
-            const char* z_row = f.z.at(tile.b, t0 + t, tile.e);
-            load_row(z_row, f.z.type, tile.width, g.out);
-        }
+        const float *gys = floats(a.gy.at(tile.b, t0 + t, tile.e), a.gy.type, tile.width, row.x), *zs = nullptr;
+        if (f.z) zs = floats(f.z.at(tile.b, t0 + t, tile.e), f.z.type, tile.width, g.out);
         for (int64_t i = 0; i < lanes; i += W) {
             const vf d = load(row.d + i);
             inside[i / W] = inside[i / W] && all(abs(d) * load(s.steepest + i) < splat(126.0f));
             store(g.d + at(t, i), d);
             store(g.u + at(t, i), load(row.u + i));
             store(g.y + at(t, i), load(row.y + i));
-            vf gy = load(row.x + i);
+            store(g.slope + at(t, i), load(row.slope + i));
+            vf gy = load(gys + i);
             if (f.z) {
-                const vf z = load(g.out + i);
-                gy = gy * z * sigmoid(z);
+                const vf z = load(zs + i), gate = sigmoid(z);
+                store(g.gate + at(t, i), gy * gate * (1.0f + z * (1.0f - gate)));
+                gy = gy * z * gate;
             }
             store(g.gy + at(t, i), gy);
         }
@@ -214,28 +210,23 @@ void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, const Sca
             continue;
         }
         if (f.z) {
-            load_row(f.z.at(b, now, tile.e), f.z.type, tile.width, row.x);
-            load_row(a.gy.at(b, now, tile.e), a.gy.type, tile.width, row.d);
-            for (int64_t i = 0; i < lanes; i += W) {
-                const vf z = load(row.x + i), gate = sigmoid(z);
-                store(g.out + i, load(row.d + i) * load(g.y + at(t, i)) * gate * (1.0f + z * (1.0f - gate)));
-            }
+            for (int64_t i = 0; i < lanes; i += W) store(g.out + i, load(g.gate + at(t, i)) * load(g.y + at(t, i)));
             store_row(a.gz.at(b, now, tile.e), a.gz.type, tile.width, g.out);
         }
-        load_row(f.x.at(b, now, tile.e), f.x.type, tile.width, row.x);
-        load_row(f.delta.at(b, now, tile.e), f.delta.type, tile.width, row.d);
-        const float interval = f.line.time(b, now);
+        const float *xs = floats(f.x.at(b, now, tile.e), f.x.type, tile.width, row.x), *raws = nullptr;
+        if (f.line.interval) raws = floats(f.delta.at(b, now, tile.e), f.delta.type, tile.width, row.d);
         vf elapsed = splat(0);
         for (int64_t i = 0; i < lanes; i += W) {
-            const vf x = load(row.x + i), raw = load(row.d + i) + load(s.bias + i), gy = load(g.gy + at(t, i)), u = load(g.gu + at(t, i));
-            vf gstep = load(g.gd + at(t, i)) * 0.6931471805599453f + u * x;
+            const vf x = load(xs + i), gy = load(g.gy + at(t, i)), u = load(g.gu + at(t, i));
+            const vf gstep = load(g.gd + at(t, i)) * 0.6931471805599453f + u * x, gdelta = gstep * load(g.slope + at(t, i));
             store(row.u + i, u * load(g.d + at(t, i)) + gy * load(s.D + i));
             store(g.gD + i, load(g.gD + i) + gy * x);
-            if (f.line.interval) elapsed += gstep * (f.softplus ? softplus(raw) : raw);
-            gstep = gstep * interval;
-            if (f.softplus) gstep = gstep * sigmoid(raw);
-            store(row.y + i, gstep);
-            store(g.gbias + i, load(g.gbias + i) + gstep);
+            if (f.line.interval) {
+                const vf raw = load(raws + i) + load(s.bias + i);
+                elapsed += gstep * (f.softplus ? softplus(raw) : raw);
+            }
+            store(row.y + i, gdelta);
+            store(g.gbias + i, load(g.gbias + i) + gdelta);
         }
         store_row(a.gx.at(b, now, tile.e), a.gx.type, tile.width, row.u);
         store_row(a.gdelta.at(b, now, tile.e), a.gdelta.type, tile.width, row.y);

@@ -167,7 +167,7 @@ void scan_case(const Kernels& kernels, int64_t B, int64_t L, int64_t E, int64_t 
     auto forward = [&](int threads) { a.threads = threads, kernels.selective_scan(a); };
     c.run(forward);
     finite(a.y, B * L * E), finite(a.last, B * E * N);
-    const int64_t chunks = (L + kChunk - 1) / kChunk, tiles = B * G * ((E / G + kTile - 1) / kTile);
+    const int64_t chunks = (L + kScanChunk - 1) / kScanChunk, tiles = B * G * ((E / G + kTile - 1) / kTile);
     a.chunks = c.out({B, chunks, N, E});
     c.run(forward);
     keep(c);

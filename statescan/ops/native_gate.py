@@ -61,6 +61,7 @@ if module is None and os.environ.get("STATESCAN_REQUIRE_NATIVE") == "1":
 openmp = None if module is None else _find_openmp(module)
 """The OpenMP runtime that the kernels share with torch; None (then they run on one thread) where none was found."""
 CHUNK = 64 if module is None else module.CHUNK
+SCAN_CHUNK = 32 if module is None else module.SCAN_CHUNK
 TILE = 64 if module is None else module.TILE
 HEADS = 4 if module is None else module.HEADS
 TOGETHER = 4 if module is None else module.TOGETHER

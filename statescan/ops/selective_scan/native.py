@@ -35,7 +35,7 @@ def _sizes(x: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
 
 
 def _chunks(length: int) -> int:
-    return (length + gate.CHUNK - 1) // gate.CHUNK
+    return (length + gate.SCAN_CHUNK - 1) // gate.SCAN_CHUNK
 
 
 def _forward(
