@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.peers.client import Absent
 
-SLOW = 6.0
-"""Seconds: a call that takes longer is made three times in all, its first one counted."""
+SLOW, SLOWEST = 6.0, 60.0
+"""Seconds: a call that takes longer is made three times in all, its first one counted; once, if it takes longer than ``SLOWEST``."""
 
 
 class Timing(NamedTuple):
@@ -37,10 +37,10 @@ def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int = 5) -> d
             absent[name] = reason
         else:
             samples[name] = [first] if first > SLOW else []
-    slow = {name for name, kept in samples.items() if kept}
+    wanted = {name: repeats if not kept else 3 if kept[0] <= SLOWEST else 1 for name, kept in samples.items()}
     for _ in range(repeats):
         for name, kept in samples.items():
-            if name not in absent and len(kept) < (3 if name in slow else repeats):
+            if name not in absent and len(kept) < wanted[name]:
                 try:
                     kept.append(calls[name]())
                 except Absent as reason:

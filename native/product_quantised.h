@@ -40,14 +40,15 @@ STATESCAN_INLINE int64_t together(int64_t rows) { return rows >= 8 ? 8 : rows >=
 #else
 #include "product_words.h"
 #endif
+#include "product_tiles.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
 namespace quantised {
 
-// A group of one of the rows that go together, of which `count` numbers are there; the rest are zeros.
+// A group of one of the rows that go together, of which `count` numbers are there; the rest are zeros. `planes`: as tiles have them.
 template <bool nibbles>
-void encode(const float* x, int64_t count, int64_t group, int64_t together, char* numbers, float* step, int32_t* offset) {
+void encode(const float* x, int64_t count, int64_t group, int64_t together, bool planes, char* numbers, float* step, int32_t* offset) {
     constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum hold the nearest integer
     float rest[256];
     if (count < group) {
@@ -69,7 +70,8 @@ void encode(const float* x, int64_t count, int64_t group, int64_t together, char
     *step = most < 0x7f800000 ? largest / kTop : __builtin_nanf("");  // then all of the row's outputs are NaN
     for (int64_t k = 0; k < group; k += W) {
         const vi v = (vi)(load(x + k) * inverse + kShift) - (vi)splat(kShift);
-        put(v, numbers + k / 4 * together * kFour, together);
+        if (planes) put_apart(v, numbers + k, together * group);
+        else put(v, numbers + k / 4 * together * kFour, together);
         total += v;
     }
     memcpy(lane, &total, sizeof lane);
@@ -79,14 +81,17 @@ void encode(const float* x, int64_t count, int64_t group, int64_t together, char
 }
 
 // R rows of outputs [first, last), of which the first is one of 16.
-template <bool nibbles, int R>
+template <bool nibbles, int R, bool planes = false>
 void rows_of(const Matrix& w, const Activations& a, int64_t first, int64_t last, float* y, int64_t y_stride, bool ask) {
+    const Tiles tiles(planes ? R : 0);
     const int64_t count = groups(w), bytes = count * w.group * kSide / (nibbles ? 2 : 1);
     for (int64_t o = first; o < last; o += kSide) {
         float sums[R][kSide], bias[kSide] = {};
         const int64_t there = least(kSide, last - o);
         if (w.bias) for (int64_t n = 0; n < there; ++n) bias[n] = *w.bias.f(o + n);
-        dots<nibbles, R>(w.weight.at(0) + o / kSide * bytes, w.scale.at(0) + 2 * o * count, a, count, w.group, ask, sums);
+        const char *q = w.weight.at(0) + o / kSide * bytes, *scale = w.scale.at(0) + 2 * o * count;
+        if (planes) tile_dots<nibbles, R>(q, scale, a, count, w.group, ask, sums);
+        else dots<nibbles, R>(q, scale, a, count, w.group, ask, sums);
         for (int64_t i = 0; i < R; ++i) {
             float* to = there == kSide ? y + i * y_stride + o : sums[i];
             for (int64_t n = 0; n < kSide; n += W) store(to + n, load(sums[i] + n) + load(bias + n));
@@ -104,12 +109,14 @@ void run(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_
     int32_t* offset = reinterpret_cast<int32_t*>(arena.floats(rows * count));
     for (int64_t r = 0, R; r < rows; r += R) {
         R = together(rows - r);
+        const bool planes = by_tiles(R);
         char* at = numbers + r * in / 4 * kFour;
         for (int64_t i = 0; i < R && !again; ++i)
             for (int64_t g = 0; g < count; ++g)
-                encode<nibbles>(x + (r + i) * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, R,
-                                at + g * w.group / 4 * R * kFour + i * kRow, step + r * count + g * R + i, offset + r * count + g * R + i);
-        const auto of = R == 8 ? rows_of<nibbles, 8> : R == 4 ? rows_of<nibbles, 4> : R == 2 ? rows_of<nibbles, 2> : rows_of<nibbles, 1>;
+                encode<nibbles>(x + (r + i) * x_stride + g * w.group, least(w.group, w.in - g * w.group), w.group, R, planes,
+                                at + g * w.group / 4 * R * kFour + i * (planes ? w.group : kRow), step + r * count + g * R + i, offset + r * count + g * R + i);
+        const auto few = R == 8 ? rows_of<nibbles, 8> : R == 4 ? rows_of<nibbles, 4> : R == 2 ? rows_of<nibbles, 2> : rows_of<nibbles, 1>;
+        const auto of = !planes ? few : R == 8 ? rows_of<nibbles, 8, true> : rows_of<nibbles, 4, true>;
         of(w, {at, step + r * count, offset + r * count}, first, last, y + r * y_stride, y_stride, r == 0);  // later rows find it in the cache
     }
 }

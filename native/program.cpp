@@ -48,6 +48,7 @@ CausalConv located(const ProgramRun& run, CausalConv a) {
 
 SelectiveScan located(const ProgramRun& run, SelectiveScan a) {
     a.batch = run.rows;
+    a.threads = run.threads;
     View* const views[] = {&a.x, &a.delta, &a.B, &a.C, &a.z, &a.y};
     for (View* v : views) locate(*v, run);
     locate_state(a.state, run.before);

@@ -62,10 +62,12 @@ bool few(const SelectiveScan& a) {
 template <int V>
 STATESCAN_INLINE void step(const SelectiveScan& a, const ScanTile& tile, const ScanRow& row, int64_t c) {
     vf y[W];
+    const int64_t coming = a.threads * R * a.last.stride[1];  // to this thread's next tile, if they go round: the hardware starts anew at each page
     for (int64_t i = 0; i < W; ++i) {
         const int64_t e = tile.e + c + i;
         const float *h = a.state.f(tile.b, e), *A = a.A.f(e);
         float* to = a.last.f(tile.b, e);
+        for (int v = 0; v < V * W; v += 16) __builtin_prefetch(to + coming + v, 1, 2);
         y[i] = splat(0.0f);
         for (int v = 0; v < V * W; v += W) {
             const vf moved = exp2(row.d[c + i] * (load(A + v) * kLog2e)) * load(h + v) + row.u[c + i] * load(row.B + v);

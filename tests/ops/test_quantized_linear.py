@@ -93,8 +93,9 @@ def test_the_numbers_that_many_rows_multiply_with(isa: str, name: str) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(isa: str, bits: int) -> None:
-    arguments = make(Shape((15,), 700, 1500, bits, bias=True))
+@pytest.mark.parametrize("group", [64, 128, 256])
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(isa: str, bits: int, group: int) -> None:
+    arguments = make(Shape((15,), 700, 1500, bits, group, bias=True))
     threads = torch.get_num_threads()
     with implementation("native"), torch.no_grad():
         try:
