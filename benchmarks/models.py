@@ -28,7 +28,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1, "int4": 0.6}
 CHECKED = (37, 3)
 """The check compares the logits after a prompt of 37 tokens and after each of three steps."""
 TRAINED = {"mamba2-130m": 512}
-"""Positions of the training step where they are not 256: transformers' time for a Mamba grows with their square (mamba-370m: five minutes a step)."""
+"""Positions of the training step, otherwise 256: transformers' time for a Mamba grows with their square, to five minutes for mamba-370m."""
 FIRST = 64
 """Tokens of the prompt whose answer's first token is waited for."""
 LIMIT = "the machine's limit"
