@@ -29,6 +29,14 @@ _GRAIN = max(4096, mmap.PAGESIZE)
 _ANONYMOUS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else None
 
 
+def _in_large_pages(memory: mmap.mmap) -> mmap.mmap:
+    """Asks for them, where the system has such."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system that was built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 class _Pool:
     """Segments, and the room in them by address: segment number * SEGMENT + offset. ``large``: of large pages, where there are such."""
 
@@ -51,10 +59,8 @@ class _Pool:
             place = next((i for i, room in enumerate(self.sizes) if room >= size), None)
             if place is None:
                 assert _ANONYMOUS is not None
-                self.segments.append(mmap.mmap(-1, SEGMENT, **_ANONYMOUS))
-                if self.large and hasattr(mmap, "MADV_HUGEPAGE"):
-                    with suppress(OSError):  # a system that was built without them
-                        self.segments[-1].madvise(mmap.MADV_HUGEPAGE)
+                memory = mmap.mmap(-1, SEGMENT, **_ANONYMOUS)
+                self.segments.append(_in_large_pages(memory) if self.large else memory)
                 place = len(self.starts)
                 self.starts.append((len(self.segments) - 1) * SEGMENT)
                 self.sizes.append(SEGMENT)
@@ -116,13 +122,28 @@ def resident(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def _made(pool: _Pool, largest: int, sizes: torch.Size, dtype: torch.dtype) -> Tensor:
     count = sizes.numel()
-    block = pool.take(count * dtype.itemsize) if SMALLEST <= count * dtype.itemsize <= largest and _ANONYMOUS else None
+    size = count * dtype.itemsize
+    if _ANONYMOUS is None or size < SMALLEST:
+        block = None
+    else:
+        block = pool.take(size) if size <= largest else _own(size)
     if block is None:
         return torch.empty(sizes, dtype=dtype)
     made = torch.frombuffer(block, dtype=dtype, count=count).resize_(sizes)  # a view would keep a second tensor: no sum in place
     if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         made.fill_(torch.nan if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype).max)
     return made
+
+
+def _own(size: int) -> mmap.mmap | None:
+    """Pages which go back to the system with the buffer: large ones, for each is made when it is first written to, and a hundred
+    thousand small ones take longer than what is computed into them.
+    """
+    assert _ANONYMOUS is not None
+    try:
+        return _in_large_pages(mmap.mmap(-1, size, **_ANONYMOUS))
+    except OSError:
+        return None
 
 
 def release() -> None:

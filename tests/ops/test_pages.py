@@ -73,6 +73,18 @@ def test_resident(shape: tuple[int, ...]) -> None:
     assert same.abs().min() > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's figures of memory")
+def test_the_largest_have_pages_of_their_own(pool: pages._Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "LARGEST", 2**24)
+    before = resident()
+    made = pages.empty(64, 2**18)
+    assert not pool.segments
+    assert bool((made.fill_(1) == 1).all())
+    assert resident() - before > 56
+    del made
+    assert resident() - before < 8
+
+
 def test_first_room_that_fits(pool: pages._Pool) -> None:
     a, b, c, d = (pages.empty(ROOM) for _ in range(4))
     assert [t.data_ptr() - a.data_ptr() for t in (b, c, d)] == [2**20, 2 * 2**20, 3 * 2**20]
