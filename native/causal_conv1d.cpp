@@ -116,7 +116,6 @@ void positions(const CausalConv& a, const Tile& tile, int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; ++t) {
         char* to = a.y.at(tile.b, t, tile.e);
         if ((t - t0) % kTouch == 0) touch_rows(a.x, tile.b, t, least(t1, t + kTouch), tile.e, tile.width);
-        prefetch_row<1>(a.y, to, tile.width);
         if (!a.line.exists(tile.b, t)) {
             memset(to, 0, static_cast<size_t>(tile.width * a.y.bytes()));
             continue;

@@ -35,8 +35,7 @@ constexpr int kTogether = 3;
 // How far ahead one stream asks, in bytes: at most 2 KiB on a Zen 4; where memory lies further away 3 to 16 KiB are one as good as the other.
 int64_t far(int64_t next) {
 #if defined(__AVX512F__)
-    static const bool amd = __builtin_cpu_is("amd");
-    if (!amd) return 4096;
+    if (!amd()) return 4096;
 #endif
     return least(next, 2048);
 }

@@ -142,10 +142,7 @@ void run(const void* context, int64_t index, char* scratch) {
         if (a.chunks && t % T == 0)
             for (int64_t i = 0; i < n; ++i) memcpy(a.chunks.f(tile.b, t / T, i, tile.e), s.h + i * R, static_cast<size_t>(tile.width * 4));
         if (a.line.resets(tile.b, t)) memcpy(s.h, s.origin, static_cast<size_t>(n * R * 4));
-        if (t % kTouch == 0) {
-            const View* const views[] = {&a.x, &a.delta, &a.z, &a.y};
-            for (const View* v : views) touch_rows(*v, tile.b, t, least(a.length, t + kTouch), tile.e, tile.width);
-        }
+        bring_rows({&a.x, &a.delta, &a.z, &a.y}, tile.b, t, a.length, tile.e, tile.width);
         if (!a.line.exists(tile.b, t)) {
             no_output(a, tile, t);
             continue;

@@ -153,10 +153,7 @@ void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& 
     const int64_t n = f.n, lanes = tile.vectors * W;
     for (int64_t i = 0; i < lanes; i += W) inside[i / W] = true;
     for (int64_t t = 0; t < count; ++t) {
-        if (t % kTouch == 0) {
-            const View* const views[] = {&f.x, &f.delta, &f.z, &a.gy};
-            for (const View* v : views) touch_rows(*v, tile.b, t0 + t, t0 + least(count, t + kTouch), tile.e, tile.width);
-        }
+        bring_rows({&f.x, &f.delta, &f.z, &a.gy}, tile.b, t0 + t, t0 + count, tile.e, tile.width);
         if (!f.line.exists(tile.b, t0 + t)) {
             float* const columns[] = {g.d, g.u, g.y, g.gy};
             for (float* column : columns)
@@ -201,10 +198,7 @@ void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, const Sca
     const int64_t b = tile.b, lanes = tile.vectors * W;
     for (int64_t t = 0; t < count; ++t) {
         const int64_t now = t0 + t;
-        if (t % kTouch == 0) {
-            const View* const views[] = {&a.gx, &a.gdelta, &a.gz};
-            for (const View* v : views) touch_rows(*v, b, now, t0 + least(count, t + kTouch), tile.e, tile.width);
-        }
+        bring_rows({&a.gx, &a.gdelta, &a.gz}, b, now, t0 + count, tile.e, tile.width);
         if (!f.line.exists(b, now)) {
             no_gradients(a, tile, now);
             continue;

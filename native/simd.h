@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+
+#include <initializer_list>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -219,11 +221,23 @@ static inline void store_number(const View& v, char* at, float value) {
 
 // Asks for the row that comes a few positions later: rows lie a page or more apart, where the hardware does not look ahead. Into the
 // second-level cache: their distance is often a multiple of a large power of two, and a few such rows evict each other from the first.
+// Inlined by force: GCC drops calls of a function that does nothing but this.
 constexpr int64_t kAhead = 8;
 template <int for_writing = 0>
-static inline void prefetch_row(const View& v, const char* row, int64_t count, int64_t ahead = kAhead) {
+STATESCAN_INLINE void prefetch_row(const View& v, const char* row, int64_t count, int64_t ahead = kAhead) {
     const char* p = row + ahead * v.stride[1] * v.bytes();
     for (int64_t i = 0; i < count * v.bytes(); i += 64) __builtin_prefetch(p + i, for_writing, 2);
+}
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline bool amd() {
+#if defined(__x86_64__) || defined(_M_X64)
+    static const bool is = __builtin_cpu_is("amd");
+    return is;
+#else
+    return false;
+#endif
 }
 
 // Brings rows [first, last) near: `count` numbers from element e on. Rows lie a page or more apart, where the hardware does not look
@@ -242,9 +256,19 @@ static inline void touch_rows(const View& v, int64_t b, int64_t first, int64_t l
     }
 }
 
+// The same for a loop over rows that stands at row t: an Intel is faster by asking alone, four rows ahead; a Zen is not.
+STATESCAN_INLINE void bring_rows(std::initializer_list<const View*> views, int64_t b, int64_t t, int64_t last, int64_t e, int64_t count) {
+    const bool touch = amd();
+    if (touch && t % kTouch != 0) return;
+    for (const View* v : views) {
+        if (!*v) continue;
+        if (touch) touch_rows(*v, b, t, least(last, t + kTouch), e, count);
+        else prefetch_row(*v, v->at(b, t, e), count, 4);
+    }
+}
+
 static inline void zero(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count * 4)); }
 static inline int64_t ceil_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline float sum(vf v) {  // upper half of the lanes onto the lower, until one is left
 #if defined(__AVX2__)
