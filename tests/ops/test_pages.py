@@ -18,6 +18,19 @@ def resident() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def in_large_pages(tensor: torch.Tensor) -> bool:
+    """Whether the system was asked for large pages where this lies."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if name == "VmFlags:" and inside:
+            return "hg" in rest
+        if not name.endswith(":"):
+            first, last = (int(part, 16) for part in name.split("-"))
+            inside = first <= tensor.data_ptr() < last
+    raise AssertionError("no mapping holds this tensor")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (700, 1000)])
 def test_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -83,6 +96,14 @@ def test_the_largest_have_pages_of_their_own(pool: pages._Pool, monkeypatch: pyt
     assert resident() - before > 56
     del made
     assert resident() - before < 8
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without large pages")
+def test_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not in_large_pages(pages.empty(ROOM))
+    assert in_large_pages(pages.resident(torch.ones(ROOM)))
+    monkeypatch.setattr(pages, "LARGEST", 2**19)
+    assert in_large_pages(pages.empty(ROOM))
 
 
 def test_first_room_that_fits(pool: pages._Pool) -> None:
