@@ -46,6 +46,8 @@ struct SelectiveScan {
     View x, delta, A, B, C, D, z, bias, state, reset_to;
     Line line;
     View y, last, chunks;  // chunks: (B, chunks, N, E), may be absent
+    View weight;           // (E, rank) float, may be absent: else delta is (B, L, rank) float and the raw steps are its product with this
+    int64_t rank;
 };
 
 struct SelectiveScanGrad {

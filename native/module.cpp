@@ -77,9 +77,9 @@ statescan::Line line(View reset, View mask, View interval, float unit) { return 
 
 statescan::SelectiveScan selective_scan(int threads, bool softplus, nb::tuple s, View x, View delta, View A, View B, View C, View D, View z,
                                         View bias, View state, View reset_to, View reset, View mask, View interval, float unit, View y,
-                                        View last, View chunks) {
+                                        View last, View chunks, View weight = {}, int64_t rank = 0) {
     return {threads, softplus, size(s, 0), size(s, 1), size(s, 2), size(s, 3), size(s, 4), x, delta, A, B, C, D, z, bias, state, reset_to,
-            line(reset, mask, interval, unit), y, last, chunks};
+            line(reset, mask, interval, unit), y, last, chunks, weight, rank};
 }
 
 statescan::CausalConv causal_conv1d(int threads, bool silu, nb::tuple s, View x, View weight, View bias, View state, View reset, View mask,
@@ -263,9 +263,9 @@ NB_MODULE(_native, m) {
     m.attr("TOGETHER") = statescan::kTogether;
 
     m.def("selective_scan", [](int threads, bool softplus, nb::tuple s, V x, V delta, V A, V B, V C, V D, V z, V bias, V state, V reset_to,
-                               V reset, V mask, V interval, float unit, V y, V last, V chunks) {
+                               V reset, V mask, V interval, float unit, V y, V last, V chunks, V weight, int64_t rank) {
         const auto a = selective_scan(threads, softplus, s, x, delta, A, B, C, D, z, bias, state, reset_to, reset, mask, interval, unit, y,
-                                      last, chunks);
+                                      last, chunks, weight, rank);
         NOGIL;
         kernels.selective_scan(a);
     });

@@ -1,6 +1,7 @@
 // The selective scan: h_t = exp(d_t A) h_{t-1} + d_t B_t x_t, y_t = C_t h_t + D x_t, gated by silu(z).
 // A tile streams over time with its state in the first-level cache; two vectors of channels at a time run through all states.
 #include "selective_scan.h"
+#include "small_products.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
@@ -54,7 +55,7 @@ void no_output(const SelectiveScan& a, const ScanTile& tile, int64_t t) {
 constexpr int64_t kFew = 2;
 
 bool few(const SelectiveScan& a) {
-    return a.length <= kFew && !a.chunks && (a.n == W || a.n == 2 * W || a.n == 4 * W) && a.A.stride[1] == 1 && a.state.stride[2] == 1 &&
+    return a.length <= kFew && !a.chunks && !a.weight && (a.n == W || a.n == 2 * W || a.n == 4 * W) && a.A.stride[1] == 1 && a.state.stride[2] == 1 &&
            a.last.stride[2] == 1 && (!a.reset_to || a.reset_to.stride[2] == 1);
 }
 
@@ -127,6 +128,33 @@ void run_few(const void* context, int64_t index, char* scratch) {
     }
 }
 
+// The raw steps of a tile where they are a product: made here, a few positions ahead, they never cross memory.
+struct RawSteps {
+    static constexpr int64_t kAhead = 24;
+    float *weight, *rows;  // (rank, R), (kAhead, R)
+
+    static int64_t bytes(const SelectiveScan& a) { return a.weight ? 4 * (a.rank + kAhead) * R : 0; }
+
+    RawSteps(const SelectiveScan& a, const ScanTile& tile, Arena& arena) {
+        if (!a.weight) return;
+        weight = arena.floats(a.rank * R), rows = arena.floats(kAhead * R);
+        zero(weight, a.rank * R);
+        transpose(a.weight.f(tile.e), tile.width, a.rank, a.weight.stride[0], weight, R);
+    }
+
+    // Those of position t, which follows the one before; null where they are in memory.
+    const float* at(const SelectiveScan& a, const ScanTile& tile, int64_t t) {
+        if (!a.weight) return nullptr;
+        const int64_t row = t % kAhead;
+        if (row == 0) {
+            zero(rows, kAhead * R);
+            multiply(Shape::full, least(kAhead, a.length - t), tile.vectors * W, a.rank, a.delta.f(tile.b, t), a.delta.stride[1], 1, weight, R,
+                     rows, R);
+        }
+        return rows + row * R;
+    }
+};
+
 void run(const void* context, int64_t index, char* scratch) {
     const SelectiveScan& a = *static_cast<const SelectiveScan*>(context);
     const ScanTile tile = scan_tile(a, index);
@@ -136,18 +164,21 @@ void run(const void* context, int64_t index, char* scratch) {
     ScanRow row;
     s.take(arena, n);
     row.take(arena, n);
+    RawSteps raw(a, tile, arena);
     scan_memory(a, tile, s);
     gather_state(a.state, tile, n, s.h, 1.0f);
     for (int64_t t = 0; t < a.length; ++t) {
         if (a.chunks && t % T == 0)
             for (int64_t i = 0; i < n; ++i) memcpy(a.chunks.f(tile.b, t / T, i, tile.e), s.h + i * R, static_cast<size_t>(tile.width * 4));
         if (a.line.resets(tile.b, t)) memcpy(s.h, s.origin, static_cast<size_t>(n * R * 4));
-        bring_rows({&a.x, &a.delta, &a.z, &a.y}, tile.b, t, a.length, tile.e, tile.width);
+        if (a.weight) bring_rows({&a.x, &a.z, &a.y}, tile.b, t, a.length, tile.e, tile.width);
+        else bring_rows({&a.x, &a.delta, &a.z, &a.y}, tile.b, t, a.length, tile.e, tile.width);
+        const float* steps = raw.at(a, tile, t);
         if (!a.line.exists(tile.b, t)) {
             no_output(a, tile, t);
             continue;
         }
-        if (scan_row(a, tile, s, t, row)) advance<true>(s, row, n, lanes);
+        if (scan_row(a, tile, s, t, row, steps)) advance<true>(s, row, n, lanes);
         else advance<false>(s, row, n, lanes);
         output(a, tile, t, row.y, row.x);
     }
@@ -158,7 +189,7 @@ void run(const void* context, int64_t index, char* scratch) {
 
 Work selective_scan_work(const SelectiveScan& a) {
     const int64_t tiles = a.batch * a.groups * tiles_per_group(a), memory = ScanMemory::bytes(a.n), row = ScanRow::bytes(a.n);
-    return few(a) ? Work{tiles, memory + kFew * row, run_few} : Work{tiles, memory + row, run};
+    return few(a) ? Work{tiles, memory + kFew * row, run_few} : Work{tiles, memory + row + RawSteps::bytes(a), run};
 }
 
 void selective_scan(const SelectiveScan& a) {

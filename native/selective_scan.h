@@ -93,13 +93,14 @@ static inline void scan_memory(const SelectiveScan& a, const ScanTile& tile, Sca
     }
 }
 
-// Reads the inputs of an existing position. Whether every exponent lies where exp2_inside() holds.
+// Reads the inputs of an existing position; raw: its steps where they are not in memory. Whether every exponent lies where exp2_inside() holds.
 template <bool with_slope = false>
-static inline bool scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row) {
+static inline bool scan_row(const SelectiveScan& a, const ScanTile& tile, const ScanMemory& s, int64_t t, const ScanRow& row,
+                            const float* raw = nullptr) {
     load_row(a.B.at(tile.b, t, tile.g), a.B.type, a.n, row.B);
     load_row(a.C.at(tile.b, t, tile.g), a.C.type, a.n, row.C);
-    const char *x = a.x.at(tile.b, t, tile.e), *delta = a.delta.at(tile.b, t, tile.e);
-    const float *xs = floats(x, a.x.type, tile.width, row.x), *raw = floats(delta, a.delta.type, tile.width, row.d);
+    const float* xs = floats(a.x.at(tile.b, t, tile.e), a.x.type, tile.width, row.x);
+    if (!raw) raw = floats(a.delta.at(tile.b, t, tile.e), a.delta.type, tile.width, row.d);
     const float interval = a.line.time(tile.b, t);
     vi inside = vi{} - 1;
     for (int64_t i = 0; i < tile.vectors * W; i += W) {

@@ -167,6 +167,12 @@ void scan_case(const Kernels& kernels, int64_t B, int64_t L, int64_t E, int64_t 
     auto forward = [&](int threads) { a.threads = threads, kernels.selective_scan(a); };
     c.run(forward);
     finite(a.y, B * L * E), finite(a.last, B * E * N);
+    const View steps = a.delta;
+    a.rank = 7, a.delta = c.in({B, L, a.rank}), a.weight = c.in({E, a.rank});
+    if (timeline) c.holes(a.delta, a.line.mask, B * L, a.rank);
+    c.run(forward);
+    finite(a.y, B * L * E), finite(a.last, B * E * N);
+    a.rank = 0, a.delta = steps, a.weight = View{};
     const int64_t chunks = (L + kScanChunk - 1) / kScanChunk, tiles = B * G * ((E / G + kTile - 1) / kTile);
     a.chunks = c.out({B, chunks, N, E});
     c.run(forward);

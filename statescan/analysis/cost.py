@@ -27,8 +27,10 @@ def _convolution(a: dict[str, Any]) -> int:
 
 
 def _selective_scan(a: dict[str, Any]) -> int:
-    """For each of the B L E N states: delta A, decay times h, (delta x) B, the sum, C h and its sum; and D x a channel."""
-    return 6 * a["x"].numel() * a["A"].shape[1] + 2 * a["x"].numel() * (a["D"] is not None)
+    """For each of the B L E N states: delta A, decay times h, (delta x) B, the sum, C h and its sum; D x a channel; the steps' product."""
+    weight = a["delta_weight"]
+    rank = 0 if weight is None else weight.shape[1]
+    return (6 * a["A"].shape[1] + 2 * (a["D"] is not None) + 2 * rank) * a["x"].numel()
 
 
 def _ssd(a: dict[str, Any]) -> int:

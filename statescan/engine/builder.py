@@ -13,6 +13,7 @@ from statescan.engine import rows
 from statescan.engine.rows import Row
 from statescan.layers import CausalConv1d, DeltaProjection, Embedding, LayerNorm, Linear, OffsetRMSNorm, QuantLinear, RMSNorm
 from statescan.layers.grouped import BlockLinear
+from statescan.layers.linear import has_hooks
 from statescan.layers.norm import GroupLayerNorm
 from statescan.ops import native_gate as gate
 from statescan.ops.native_gate import view
@@ -21,7 +22,6 @@ OUTPUT = -1
 """Target of the product that makes the logits."""
 _ALIGN = 16
 _WEIGHTS = (torch.float32, torch.bfloat16)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Unplain(Exception):
@@ -51,7 +51,7 @@ class Builder:
         name = type(module).__name__
         if type(module) not in kinds:
             raise Unplain(f"{name} is not {' or '.join(dict.fromkeys(kind.__name__ for kind in kinds))}")
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if has_hooks(module):
             raise Unplain(f"a {name} has hooks")
         if "forward" in module.__dict__:
             raise Unplain(f"the forward of a {name} was replaced")

@@ -17,6 +17,7 @@ from statescan.backbones import PoolUNet
 from statescan.blocks import Residual
 from statescan.heads.sound import SoundModel
 from statescan.layers import MLP, Linear
+from statescan.layers.linear import is_watched
 from statescan.layers.norm import LayerNorm
 from statescan.mixers import S4D
 from statescan.mixers.pooled import Pooled
@@ -26,8 +27,6 @@ from statescan.protocols import CausalMixer
 M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
 """(B, D) -> (B, D), one position further."""
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class SoundDecoder:
@@ -187,4 +186,4 @@ def _mlp(mixer: MLP) -> Step:
 
 def _plain(module: object, kind: type[M]) -> TypeGuard[M]:
     """Exactly of a type, and nothing watches or replaces its call."""
-    return type(module) is kind and not any(getattr(module, hooks) for hooks in _HOOKS) and "forward" not in module.__dict__
+    return type(module) is kind and not is_watched(module)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statescan.layers.linear import is_watched
 from statescan.ops.checks import state_dtype
 from statescan.ops.products import linear
 from statescan.parameters import Dynamic
@@ -33,3 +35,21 @@ class DeltaProjection(nn.Linear, Dynamic):
             return linear(input, self.weight, self.bias)
         product = F.linear(input, self.weight)
         return product + self.bias.to(state_dtype(product))  # which widens the product on its way
+
+
+class RawSteps(NamedTuple):
+    """Arguments of :func:`~statescan.ops.selective_scan`, before softplus."""
+
+    delta: Tensor
+    """(B, L, R) with a weight, else (B, L, E)"""
+    weight: Tensor | None
+    """(E, R)"""
+    bias: Tensor | None
+    """(E,)"""
+
+
+def raw_steps(projection: nn.Module, r: Tensor) -> RawSteps:
+    """What ``projection(r)`` gives, as factors that the scan multiplies itself where nobody could tell: a kernel need not write it down."""
+    if type(projection) is DeltaProjection and not is_watched(projection):
+        return RawSteps(r, projection.weight, projection.bias)
+    return RawSteps(projection(r), None, None)

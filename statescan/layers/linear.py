@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from statescan.ops import products
 
@@ -16,6 +17,17 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return products.linear(input, self.weight, self.bias)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks see the module's call, its own or those of every module."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or _has_any_global_hook()
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether something sees or replaces the module's call, so that its parameters must not be used in its place."""
+    return has_hooks(module) or "forward" in module.__dict__
 
 
 def is_plain(module: object) -> TypeGuard[nn.Linear]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, init_delta_bias
+from statescan.layers.delta import raw_steps
 from statescan.layers.linear import Linear
 from statescan.mixers.mamba import MambaState
 from statescan.ops import selective_scan
@@ -100,9 +101,10 @@ class GroupedMamba(CausalMixer):
         u = hide(x, timeline)
         z, v, B, C = self.heads(u)
         v, conv = self.conv1d(v.flatten(2), timeline, state=None if state is None else state.conv)
+        steps = raw_steps(self.dt_proj, self.dt_in_proj(u))
         y, ssm = selective_scan(
-            v, self.dt_proj(self.dt_in_proj(u)), -torch.exp(self.A_log), B, C, self.D, z=z, delta_softplus=True,
-            state=None if state is None else state.ssm, timeline=timeline, return_state=True,
+            v, steps.delta, -torch.exp(self.A_log), B, C, self.D, z=z, delta_weight=steps.weight, delta_bias=steps.bias,
+            delta_softplus=True, state=None if state is None else state.ssm, timeline=timeline, return_state=True,
         )  # fmt: skip
         y = hide(self.out_proj(y), timeline)
         return (y, MambaState(conv, ssm)) if return_state else y

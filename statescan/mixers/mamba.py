@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statescan.layers import CausalConv1d, DeltaProjection, RMSNorm, init_delta_bias
+from statescan.layers.delta import RawSteps, raw_steps
 from statescan.layers.linear import Linear
 from statescan.ops import rms_norm, selective_scan
 from statescan.ops.checks import check_positive, check_range, state_dtype
@@ -138,8 +139,8 @@ class Mamba(CausalMixer):
         return_state: bool = False,
         bus: Bus | None = None,
     ) -> Any:
-        (v, delta_raw, B, C, z), conv = self.streams(x, timeline, state)
-        y, ssm = self.recur(v, delta_raw, B, C, z if self.share is None else None, timeline, state)
+        (v, steps, B, C, z), conv = self.streams(x, timeline, state)
+        y, ssm = self.recur(v, steps, B, C, z if self.share is None else None, timeline, state)
         if self.share is not None:
             if bus is not None:
                 bus[self.share] = y
@@ -149,8 +150,8 @@ class Mamba(CausalMixer):
 
     def streams(
         self, u: Tensor, timeline: Timeline | None = None, state: MambaState | None = None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """What enters the scan, ``(x, delta_raw, B, C, z)``, and the convolution's tail."""
+    ) -> tuple[tuple[Tensor, RawSteps, Tensor, Tensor, Tensor], Tensor]:
+        """What enters the scan, ``(x, steps, B, C, z)``, and the convolution's tail."""
         x, z = split(self.in_proj(hide(u, timeline)), [self.d_inner, self.d_inner])
         x, conv = self.conv1d(x, timeline, state=None if state is None else state.conv)
         r, B, C = split(self.x_proj(x), [self.dt_rank, self.d_state, self.d_state])
@@ -158,15 +159,15 @@ class Mamba(CausalMixer):
             r, B, C = (rms_norm(part, eps=self.norm_eps) for part in (r, B, C))
         elif self.bcdt_norm == "rms_weighted":
             r, B, C = self.dt_layernorm(r), self.b_layernorm(B), self.c_layernorm(C)
-        return (x, self.dt_proj(r), B, C, z), conv
+        return (x, raw_steps(self.dt_proj, r), B, C, z), conv
 
     def recur(
-        self, x: Tensor, delta_raw: Tensor, B: Tensor, C: Tensor, z: Tensor | None, timeline: Timeline | None, state: MambaState | None
+        self, x: Tensor, steps: RawSteps, B: Tensor, C: Tensor, z: Tensor | None, timeline: Timeline | None, state: MambaState | None
     ) -> tuple[Tensor, Tensor]:
         """The scan, gated where z is given: (B, L, E) and the last state."""
         return selective_scan(
-            x, delta_raw, -torch.exp(self.A_log), B, C, self.D, z=z, delta_softplus=True,
-            state=None if state is None else state.ssm, timeline=timeline, return_state=True,
+            x, steps.delta, -torch.exp(self.A_log), B, C, self.D, z=z, delta_weight=steps.weight, delta_bias=steps.bias,
+            delta_softplus=True, state=None if state is None else state.ssm, timeline=timeline, return_state=True,
         )  # type: ignore[return-value]  # fmt: skip
 
     def init_state(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from statescan.layers.delta import RawSteps
 from statescan.layers.grouped import GroupedLinear
 from statescan.mixers.mamba import Mamba, MambaState
 from statescan.ops.checks import check_positive
@@ -75,9 +76,9 @@ class MultiheadMamba(Mamba):
 
     def streams(
         self, u: Tensor, timeline: Timeline | None = None, state: MambaState | None = None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """What enters the scan, ``(x, delta_raw, B, C, z)`` with B and C (B, L, H, N), and the convolution's tail."""
+    ) -> tuple[tuple[Tensor, RawSteps, Tensor, Tensor, Tensor], Tensor]:
+        """What enters the scan, ``(x, steps, B, C, z)`` with B and C (B, L, H, N), and the convolution's tail."""
         x, z = self.in_proj(hide(u, timeline)).chunk(2, dim=-1)
         x, conv = self.conv1d(x, timeline, state=None if state is None else state.conv)
         r, B, C = self.x_proj(x.unflatten(-1, (self.num_heads, -1))).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return (x, self.dt_proj(r).flatten(-2), B, C, z), conv
+        return (x, RawSteps(self.dt_proj(r).flatten(-2), None, None), B, C, z), conv

@@ -18,13 +18,12 @@ from statescan.data.corpus import encode_documents
 from statescan.data.sources import read_documents
 from statescan.interop.pretrained import from_pretrained, save_pretrained
 from statescan.layers import QuantLinear
-from statescan.layers.linear import is_plain
+from statescan.layers.linear import has_hooks, is_plain
 from statescan.layers.quantized import Bits
 from statescan.procedures.evaluate import Evaluation, evaluate_corpus, patterns
 
 Kind = Literal["int8", "int4"]
 _BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _why_not(linear: nn.Linear) -> str | None:
         return "is parametrised"
     if not is_plain(linear):
         return f"is a {type(linear).__name__}, not exactly nn.Linear"
-    if any(getattr(linear, hooks) for hooks in _HOOKS):
+    if has_hooks(linear):
         return "has hooks"
     if "forward" in linear.__dict__:
         return "its forward was replaced"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from statescan.layers.delta import raw_steps
 from statescan.mixers import Attention, GroupedMamba, Mamba
 
 
@@ -56,7 +57,7 @@ def test_with_one_head_the_scan_is_mambas() -> None:
     z, x, B, C = ours.heads(u)
     v, _ = ours.conv1d(x.flatten(2))
     theirs.load_state_dict({"A_log": ours.A_log, "D": ours.D}, strict=False)
-    y, _ = theirs.recur(v, ours.dt_proj(ours.dt_in_proj(u)), B.squeeze(2), C.squeeze(2), z, None, None)
+    y, _ = theirs.recur(v, raw_steps(ours.dt_proj, ours.dt_in_proj(u)), B.squeeze(2), C.squeeze(2), z, None, None)
     torch.testing.assert_close(ours.out_proj(y), ours(u), atol=1e-6, rtol=0)
 
 

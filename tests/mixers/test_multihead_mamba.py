@@ -21,11 +21,11 @@ def test_one_head_is_mamba() -> None:
 def test_heads_see_only_their_own_channels() -> None:
     mixer = stir(MultiheadMamba(8, 2, d_state=3)).double()
     x = torch.randn(1, 6, 8, dtype=torch.float64)
-    (v, delta, B, C, _), _ = mixer.streams(x)
+    (v, steps, B, C, _), _ = mixer.streams(x)
     mixer.conv1d.weight.data[:8] *= -3.0  # the first head's
-    (other, moved, D, E, _), _ = mixer.streams(x)
+    (other, later, D, E, _), _ = mixer.streams(x)
     assert v.shape == (1, 6, 16)
-    channels = [(one.unflatten(2, (2, -1)), two.unflatten(2, (2, -1))) for one, two in ((v, other), (delta, moved))]
+    channels = [(one.unflatten(2, (2, -1)), two.unflatten(2, (2, -1))) for one, two in ((v, other), (steps.delta, later.delta))]
     for before, after in (*channels, (B, D), (C, E)):
         assert torch.equal(before[:, :, 1], after[:, :, 1])
         assert not torch.equal(before[:, :, 0], after[:, :, 0])

@@ -76,6 +76,13 @@ def selective_inputs(batch: int, length: int, width: int, n: int, groups: int) -
     }  # fmt: skip
 
 
+def product_inputs(batch: int, length: int, width: int, n: int, groups: int, rank: int) -> Inputs:
+    """Of the selective scan, its steps as a product."""
+    return selective_inputs(batch, length, width, n, groups) | {
+        "delta": torch.randn(batch, length, rank), "delta_weight": rank**-0.5 * torch.randn(width, rank),
+    }  # fmt: skip
+
+
 def ssd_inputs(batch: int, length: int, heads: int, p: int, n: int, groups: int) -> Inputs:
     r = torch.randn
     return {

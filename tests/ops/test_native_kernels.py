@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import native_cases as cases
 import pytest
@@ -11,6 +14,7 @@ import torch
 from statescan.ops import native_gate as gate
 from statescan.ops import selective_scan
 from statescan.ops.dispatch import implementation
+from statescan.ops.selective_scan import steps
 from statescan.timeline import Timeline
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(gate.module is None, reason=str(gate.unavailable))]
@@ -24,6 +28,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "scan two tiles": ("selective_scan", lambda: cases.selective_inputs(2, 130, 72, 16, 1), SOFTPLUS),
     "scan N5": ("selective_scan", lambda: cases.selective_inputs(1, 65, 200, 5, 1), SOFTPLUS),
     "scan N64": ("selective_scan", lambda: cases.selective_inputs(3, 65, 66, 64, 2), SOFTPLUS),
+    "scan product": ("selective_scan", lambda: cases.product_inputs(2, 70, 150, 5, 2, 7), SOFTPLUS),
     "conv one tap": ("causal_conv1d", lambda: cases.conv_inputs(2, 5, 3, 1), {}),
     "conv L2": ("causal_conv1d", lambda: cases.conv_inputs(2, 2, 5, 4), {"activation": "silu"}),
     "conv L130": ("causal_conv1d", lambda: cases.conv_inputs(2, 130, 172, 4), {"activation": "silu"}),
@@ -103,13 +108,24 @@ def test_timeline(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
     cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
 
 
-@pytest.mark.parametrize("n", [4, 8, 16, 32, 64])
-@pytest.mark.parametrize("length", [1, 2, 3])
-@pytest.mark.parametrize("timeline", [False, True])
-def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -> None:
-    """Decoding has a loop of its own, whose lanes are states."""
-    torch.manual_seed(4)
-    inputs = cases.selective_inputs(3, length, 150, n, 2)
+ISA = ["baseline", "avx2", "avx512"]
+
+
+@contextmanager
+def instruction_set(isa: str) -> Iterator[None]:
+    assert gate.module is not None
+    if not gate.module.supports(isa):
+        pytest.skip(f"this processor has no {isa}")
+    best = gate.module.instruction_set()
+    gate.module.choose(isa)
+    try:
+        yield
+    finally:
+        gate.module.choose(best)
+
+
+def without_gradient(inputs: cases.Inputs, timeline: bool) -> dict[str, float]:
+    """Errors of the selective scan."""
     line = cases.random_timeline("selective_scan", inputs) if timeline else None
     up = {name: cases.wide(tensor) for name, tensor in inputs.items()}
     wide_line = line if line is None else line._replace(interval=line.interval.double())  # type: ignore[union-attr]
@@ -118,8 +134,42 @@ def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -
         inputs.pop("reset_to")
     with torch.no_grad(), implementation("native"):
         y, last = selective_scan(**inputs, timeline=line, delta_softplus=True, return_state=True)  # type: ignore[arg-type]
-    errors = cases.worst({"y": y, "last": last}, {"y": expected["y"], "last": expected["last"]})
+    return cases.worst({"y": y, "last": last}, {"y": expected["y"], "last": expected["last"]})
+
+
+@pytest.mark.parametrize("n", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("timeline", [False, True])
+def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -> None:
+    """Decoding has a loop of its own, whose lanes are states."""
+    torch.manual_seed(4)
+    inputs = cases.selective_inputs(3, length, 150, n, 2)
+    errors = without_gradient(inputs, timeline)
     assert all(error <= 1e-5 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("isa", ISA)
+@pytest.mark.parametrize("length", [1, 2, 3, 24, 25, 70])
+@pytest.mark.parametrize("timeline", [False, True])
+def test_steps_multiplied_while_scanning(isa: str, length: int, timeline: bool) -> None:
+    """Without gradients the kernel makes the product of the steps itself."""
+    torch.manual_seed(6)
+    inputs = cases.product_inputs(2, length, 150, 16, 2, 7)
+    with instruction_set(isa):
+        errors = without_gradient(inputs, timeline)
+    assert all(error <= 1e-5 for error in errors.values()), errors
+
+
+def test_steps_are_multiplied_within_the_kernel() -> None:
+    """Not before: no tensor of the steps' size is made."""
+    torch.manual_seed(6)
+    inputs = cases.product_inputs(1, 512, 1536, 16, 1, 48)
+    del inputs["reset_to"]
+    with mock.patch.object(steps, "linear", side_effect=AssertionError("a product of its own")):
+        with torch.no_grad():
+            selective_scan(**inputs, delta_softplus=True)
+        with pytest.raises(AssertionError, match="a product of its own"):
+            selective_scan(**{name: cases.leaf(tensor) for name, tensor in inputs.items()}, delta_softplus=True)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +248,8 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    ["scan groups", "scan N5", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row", "attention vector",
-     "delta three writes", "delta read", "slstm five rows", "slstm one row", "mamba3 two writes", "mamba3 four writes",
+    ["scan groups", "scan N5", "scan product", "conv L130", "ssd L130", "ssd N33", "ssd L2", "diagonal full", "diagonal one row",
+     "attention vector", "delta three writes", "delta read", "slstm five rows", "slstm one row", "mamba3 two writes", "mamba3 four writes",
      "log-linear five heads", "log-linear delta", "mesa L70"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", [strided, unaligned])
@@ -216,20 +266,13 @@ def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:
         assert torch.equal(e, g)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISA)
 def test_every_instruction_set(isa: str) -> None:
-    assert gate.module is not None
-    if not gate.module.supports(isa):
-        pytest.skip(f"this processor has no {isa}")
-    best = gate.module.instruction_set()
-    gate.module.choose(isa)
-    try:
+    with instruction_set(isa):
         for op, make, options in CASES.values():
             torch.manual_seed(5)
             inputs = make()
             cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
-    finally:
-        gate.module.choose(best)
 
 
 def test_exponential_and_softplus_are_accurate() -> None:

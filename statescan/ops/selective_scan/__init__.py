@@ -2,6 +2,7 @@
 
 Per channel d and state n, with group g(d) of the channel::
 
+    delta_t[d] = sum_r delta_weight[d, r] delta_t[r]                     (only with ``delta_weight``)
     delta_t[d] = softplus(delta_t[d] + delta_bias[d]) * interval_t       (softplus only with ``delta_softplus``; interval defaults to 1)
     h_t[d, n]  = exp(delta_t[d] A[d, n]) h_{t-1}[d, n] + delta_t[d] B_t[g, n] x_t[d]
     y_t[d]     = (sum_n C_t[g, n] h_t[d, n] + D[d] x_t[d]) * silu(z_t[d])     (D and z where given)
@@ -32,6 +33,7 @@ def selective_scan(
     D: Tensor | None = None,
     *,
     z: Tensor | None = None,
+    delta_weight: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     state: Tensor | None = None,
@@ -44,12 +46,14 @@ def selective_scan(
 
     Args:
         x: input, (B, L, E).
-        delta: step, (B, L, E): positive, or raw (before bias and softplus) with ``delta_softplus``.
+        delta: step, (B, L, E): positive, or raw (before bias and softplus) with ``delta_softplus``; (B, L, R) with ``delta_weight``.
         A: continuous, negative, (E, N).
         B: input map, (B, L, N), or (B, L, G, N) for G groups of E/G neighbouring channels.
         C: output map, of B's shape.
         D: skip, (E,).
         z: gate, (B, L, E).
+        delta_weight: (E, R), of which ``delta`` is the product, as published: without gradients the native kernel makes it while it scans,
+            in float32, so that the steps never cross memory.
         delta_bias: (E,), added to ``delta`` in float32.
         delta_softplus: apply softplus to the biased delta.
         state: incoming state, (B, E, N); zeros if None.
@@ -67,7 +71,9 @@ def selective_scan(
     batch, length, width = x.shape
     check_shape("A", A, (width, "N"))
     n = A.shape[1]
-    check_shape("delta", delta, (batch, length, width))
+    if delta_weight is not None:
+        check_shape("delta_weight", delta_weight, (width, "R"))
+    check_shape("delta", delta, (batch, length, width if delta_weight is None else delta_weight.shape[1]))
     B, C = group("B", B, batch, length, n, width), group("C", C, batch, length, n, width)
     if B.shape != C.shape:
         raise ValueError(f"B and C must have the same groups; got {tuple(B.shape)} and {tuple(C.shape)}")
@@ -79,8 +85,8 @@ def selective_scan(
     state = broadcast_state("state", state, (batch, width, n), dtype, x.device)
     reset_to = None if line.reset is None else broadcast_state("reset_to", reset_to, (batch, width, n), dtype, x.device)
     y, last, states = op(
-        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, state=state,
-        reset_to=reset_to, reset=line.reset, mask=line.mask, interval=line.interval, return_states=return_states,
+        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_weight=delta_weight, delta_bias=delta_bias, delta_softplus=delta_softplus,
+        state=state, reset_to=reset_to, reset=line.reset, mask=line.mask, interval=line.interval, return_states=return_states,
     )  # fmt: skip
     extra = ((last,) if return_state else ()) + ((states,) if return_states else ())
     return (y, *extra) if extra else y

@@ -21,6 +21,8 @@ CASES = [
     Case("mask", {"B": 3, "L": 18, "E": 5, "N": 4, "G": 1}, ("D", "z", "bias", "softplus", "state", "mask")),
     Case("constant_interval", {"B": 2, "L": 11, "E": 4, "N": 1, "G": 1}, ("softplus", "constant_interval")),
     Case("everything", {"B": 3, "L": 67, "E": 34, "N": 5, "G": 2}, ALL),
+    Case("steps_as_product", {"B": 2, "L": 67, "E": 70, "N": 5, "G": 1, "R": 3}, (*ALL, "product")),
+    Case("steps_as_product_short", {"B": 2, "L": 2, "E": 5, "N": 16, "G": 1, "R": 7}, ("bias", "softplus", "product")),
     Case("all_states", {"B": 3, "L": 13, "E": 6, "N": 4, "G": 2}, (*ALL, "states")),
 ]
 
@@ -47,6 +49,9 @@ def make(case: Case, dtype: torch.dtype = torch.float32, device: torch.device | 
         arguments["D"] = draw.parameter(width)
     if "z" in draw:
         arguments["z"] = draw.normal(batch, length, width)
+    if "product" in draw:
+        rank = case.sizes["R"]
+        arguments |= {"delta": draw.normal(batch, length, rank), "delta_weight": draw.parameter(width, rank)}
     if "bias" in draw:
         arguments["delta_bias"] = draw.parameter(width)
     if "state" in draw:

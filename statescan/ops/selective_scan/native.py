@@ -8,15 +8,18 @@ from torch import Tensor
 from statescan.ops import native_gate as gate
 from statescan.ops import pages
 from statescan.ops.native_gate import view
+from statescan.ops.products import linear
 from statescan.ops.selective_scan.recorded import implement
 
 MAX_N = 512
 """Scratch grows with N; beyond this the matrix form of ``portable`` serves better."""
+FEW = 2
+"""Positions up to which lanes are states, for which the kernel finds no product."""
 
 
 def _refuse(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_weight: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
     interval: Tensor | float | None, return_states: bool,
 ) -> str | None:  # fmt: skip
     if return_states:
@@ -25,8 +28,8 @@ def _refuse(
         return f"N is {A.shape[1]}; the native kernel takes up to {MAX_N}"
     time = interval if isinstance(interval, Tensor) else None
     return gate.refuse(
-        (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state,
-        reset_to=reset_to, interval=time,
+        (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_weight=delta_weight,
+        delta_bias=delta_bias, state=state, reset_to=reset_to, interval=time,
     )  # fmt: skip
 
 
@@ -41,12 +44,14 @@ def _chunks(length: int) -> int:
 def _forward(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
     state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None, interval: Tensor | None, softplus: bool,
-    unit: float, save: bool,
+    unit: float, save: bool, delta_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, the last state, and the state before each chunk (B, chunks, N, E) if ``save``."""
     assert gate.module is not None
+    if delta_weight is not None and x.shape[1] <= FEW:
+        delta, delta_weight = linear(delta, delta_weight), None
     x, delta, B, C, z = gate.rows(x), gate.rows(delta), gate.rows(B), gate.rows(C), gate.rows_or_none(z)
-    D, delta_bias = gate.rows_or_none(D), gate.rows_or_none(delta_bias)
+    D, delta_bias, delta_weight = gate.rows_or_none(D), gate.rows_or_none(delta_bias), gate.rows_or_none(delta_weight)
     batch, length, width = x.shape
     n = A.shape[1]
     y = pages.empty((batch, length, width), dtype=x.dtype)
@@ -55,7 +60,7 @@ def _forward(
     gate.module.selective_scan(
         gate.threads(8 * x.numel() * n), softplus, _sizes(x, A, B), view(x), view(delta), view(A), view(B), view(C), view(D), view(z),
         view(delta_bias), view(state), view(reset_to), view(reset), view(mask), view(interval), unit, view(y), view(last),
-        view(chunks if save else None),
+        view(chunks if save else None), view(delta_weight), 0 if delta_weight is None else delta_weight.shape[1],
     )  # fmt: skip
     return y, last, chunks
 
@@ -88,4 +93,4 @@ def _states(batch: int, length: int, width: int, n: int) -> tuple[int, ...]:
     return batch, _chunks(length), n, width
 
 
-implement("native", _refuse, _forward, _backward, _states)
+implement("native", _refuse, _forward, _backward, _states, multiplies=True)

@@ -19,6 +19,7 @@ from statescan.ops.checks import exactly
 from statescan.ops.diagonal_scan.portable import linear_scan, scan_, scan_back_
 from statescan.ops.positions import elapsed, existing
 from statescan.ops.selective_scan import op
+from statescan.ops.selective_scan.steps import multiplied
 
 CHUNK = 32
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -34,6 +35,7 @@ def portable(
     C: Tensor,
     D: Tensor | None,
     z: Tensor | None,
+    delta_weight: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
     state: Tensor,
@@ -46,7 +48,7 @@ def portable(
     """y (B, L, E), the last state (B, E, N) and all states (B, L, E, N) or None."""
     dtype = state.dtype
     inputs, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, B, C))
-    delta = elapsed(delta, delta_bias, delta_softplus, None, interval, mask, dtype)
+    delta = elapsed(multiplied(delta, delta_weight, mask, dtype), delta_bias, delta_softplus, None, interval, mask, dtype)
     states = None
     if return_states:
         y, states = _all_states(inputs * delta, delta, A.to(dtype), B, C, state, reset, reset_to)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from statescan.ops import native_gate as gate
 from statescan.ops.selective_scan import op
+from statescan.ops.selective_scan.steps import multiplied
 
 _INPUTS = "Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
 _LINE = "Tensor? reset_to, Tensor? reset, Tensor? mask, Tensor? interval"
@@ -23,6 +24,7 @@ def implement(
     backward: Callable[..., tuple[Tensor, ...]],
     states: Callable[[int, int, int, int], tuple[int, ...]],
     *,
+    multiplies: bool = False,
     devices: str | Sequence[str] = "cpu",
 ) -> None:
     """Add an implementation of this kind.
@@ -35,6 +37,7 @@ def implement(
         backward: (gy, glast, all of these but the state and ``save``, with the chunks' states behind the interval) -> gradients of x,
             delta, A, B, C, D, z, delta_bias, state, reset_to, interval; empty where there is no such input.
         states: (B, L, E, N) -> shape of the chunks' states.
+        multiplies: whether forward takes a last argument, delta_weight, in float32, when delta is (B, L, R) in float32.
         devices: where it runs.
     """
 
@@ -93,15 +96,23 @@ def implement(
 
     @op.implementation(kind, refuse)
     def run(
-        x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-        delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
-        interval: Tensor | float | None, return_states: bool,
+        x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_weight: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None,
+        mask: Tensor | None, interval: Tensor | float | None, return_states: bool,
     ) -> tuple[Tensor, Tensor, None]:  # fmt: skip
         """y (B, L, E) and the last state (B, E, N)."""
         time = gate.floats(interval) if isinstance(interval, Tensor) else None
         unit = float(interval) if interval is not None and not isinstance(interval, Tensor) else 1.0
         A, D, delta_bias = A.float(), gate.floats(D), gate.floats(delta_bias)
+        direct = gate.direct(x, delta, A, B, C, D, z, delta_weight, delta_bias, state, reset_to, reset, mask, time)
+        if multiplies and direct and delta_weight is not None:
+            delta, delta_weight = delta.float(), delta_weight.float()
+        else:
+            delta, delta_weight = multiplied(delta, delta_weight, mask, state.dtype), None
         inputs = (x, delta, A, B, C, D, z, delta_bias, state, reset_to)
         arguments = (*inputs, reset, mask, time, delta_softplus, unit, gate.needs_gradient(*inputs, time))
-        y, last, _ = forward(*arguments) if gate.direct(*inputs, reset, mask, time) else scan(*arguments)
+        if not direct:
+            y, last, _ = scan(*arguments)
+        else:
+            y, last, _ = forward(*arguments) if delta_weight is None else forward(*arguments, delta_weight)
         return y, last, None

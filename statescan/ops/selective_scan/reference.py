@@ -19,6 +19,7 @@ def reference(
     C: Tensor,
     D: Tensor | None,
     z: Tensor | None,
+    delta_weight: Tensor | None,
     delta_bias: Tensor | None,
     delta_softplus: bool,
     state: Tensor,
@@ -31,6 +32,8 @@ def reference(
     """y (B, L, E), the last state (B, E, N) and all states (B, L, E, N) or None."""
     dtype, length = state.dtype, x.shape[1]
     inputs, delta, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, delta, B, C))
+    if delta_weight is not None:
+        delta = delta @ delta_weight.to(dtype).T
     A = A.to(dtype)
     members = x.shape[2] // B.shape[2]  # channels in a group
     B, C = B.repeat_interleave(members, dim=2), C.repeat_interleave(members, dim=2)  # (B, L, E, N)

@@ -16,8 +16,8 @@ TILE = 512
 
 
 def _refuse(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_weight: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
     interval: Tensor | float | None, return_states: bool,
 ) -> str | None:  # fmt: skip
     if return_states:
@@ -26,8 +26,8 @@ def _refuse(
         return f"N is {A.shape[1]}; the Triton kernel takes up to {MAX_N}"
     time = interval if isinstance(interval, Tensor) else None
     return triton_gate.refuse(
-        (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state,
-        reset_to=reset_to, interval=time,
+        (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_weight=delta_weight,
+        delta_bias=delta_bias, state=state, reset_to=reset_to, interval=time,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from statescan.ops import wrapped_gate
 from statescan.ops.positions import elapsed, existing
 from statescan.ops.selective_scan import op
+from statescan.ops.selective_scan.steps import multiplied
 
 MAX_N = 256
 STEP = 2.0**-40
@@ -21,8 +22,8 @@ KERNEL = ("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
 
 
 def _refuse(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_weight: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
     interval: Tensor | float | None, return_states: bool,
 ) -> str | None:  # fmt: skip
     if return_states:
@@ -32,20 +33,31 @@ def _refuse(
     if A.shape[1] > MAX_N:
         return f"N is {A.shape[1]}; selective_scan_fn takes up to {MAX_N}"
     return wrapped_gate.refuse(
-        *KERNEL, (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state
+        *KERNEL,
+        (torch.float32, torch.bfloat16),
+        x=x,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        z=z,
+        delta_weight=delta_weight,
+        delta_bias=delta_bias,
+        state=state,
     )
 
 
 @op.implementation("mamba_ssm", _refuse)
 def mamba_ssm(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
-    delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_weight: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, state: Tensor, reset_to: Tensor | None, reset: Tensor | None, mask: Tensor | None,
     interval: Tensor | float | None, return_states: bool,
 ) -> tuple[Tensor, Tensor, None]:  # fmt: skip
     """y (B, L, E) and the last state (B, E, N). Layouts of the kernel: (B, E, L), and (B, G, N, L) for the maps."""
     dtype, length, n = state.dtype, x.shape[1], A.shape[1]
     inputs, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, B, C))
-    delta = elapsed(delta, delta_bias, delta_softplus, None, interval, mask, dtype)
+    delta = elapsed(multiplied(delta, delta_weight, mask, dtype), delta_bias, delta_softplus, None, interval, mask, dtype)
     single = torch.eye(n, dtype=dtype, device=x.device)[:, None].expand(x.shape[0], -1, B.shape[2], -1)  # (B, N, G, N)
     nothing, still = torch.zeros_like(single), delta.new_zeros(x.shape[0], n, x.shape[2])
     u = torch.cat([state.mT / STEP, inputs, still], dim=1)
