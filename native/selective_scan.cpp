@@ -1,7 +1,6 @@
 // The selective scan: h_t = exp(d_t A) h_{t-1} + d_t B_t x_t, y_t = C_t h_t + D x_t, gated by silu(z).
 // A tile streams over time with its state in the first-level cache; two vectors of channels at a time run through all states.
 #include "selective_scan.h"
-#include "small_products.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {

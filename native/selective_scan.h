@@ -1,7 +1,7 @@
 // Shared by the forward and the backward of the selective scan. A tile is kTile channels of one group and one batch row; lanes are
 // channels. Scratch rows hold kTile channels; lanes beyond the tile's width hold a step over zeros.
 #pragma once
-#include "simd.h"
+#include "small_products.h"
 
 namespace statescan {
 namespace STATESCAN_ISA {
@@ -55,13 +55,20 @@ struct ScanRow {
 // (channels, N) with any strides to (N, R)
 static inline void gather_state(const View& v, const ScanTile& tile, int64_t n, float* out, float scale) {
     zero(out, n * R);
-    for (int64_t c = 0; c < tile.width; ++c) {
-        const float* from = v.f(tile.b, tile.e + c);
-        for (int64_t i = 0; i < n; ++i) out[i * R + c] = from[i * v.stride[2]] * scale;
+    if (v.stride[2] == 1) {
+        transpose(v.f(tile.b, tile.e), tile.width, n, v.stride[1], out, R);
+    } else {
+        for (int64_t c = 0; c < tile.width; ++c) {
+            const float* from = v.f(tile.b, tile.e + c);
+            for (int64_t i = 0; i < n; ++i) out[i * R + c] = from[i * v.stride[2]];
+        }
     }
+    if (scale != 1.0f)
+        for (int64_t i = 0; i < n * R; i += W) store(out + i, load(out + i) * scale);
 }
 
 static inline void scatter_state(const View& v, const ScanTile& tile, int64_t n, const float* in) {
+    if (v.stride[2] == 1) return transpose(in, n, tile.width, R, v.f(tile.b, tile.e), v.stride[1]);
     for (int64_t c = 0; c < tile.width; ++c) {
         float* to = v.f(tile.b, tile.e + c);
         for (int64_t i = 0; i < n; ++i) to[i * v.stride[2]] = in[i * R + c];

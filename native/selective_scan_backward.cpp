@@ -62,7 +62,8 @@ void forwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64_
     for (int i = 0; i < K; ++i) store(g.states + (2 * count * K + i) * W, h[i]);
 }
 
-template <int K>
+// first: of the channels, so that sums over them begin; those over states begin with k = 0.
+template <int K, bool first>
 void backwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64_t n, int64_t k, int64_t lane, int64_t count) {
     const float *dc = g.d + at(0, lane), *uc = g.u + at(0, lane), *gyc = g.gy + at(0, lane);
     float *guc = g.gu + at(0, lane), *gdc = g.gd + at(0, lane);
@@ -77,13 +78,13 @@ void backwards(const ScanMemory& s, const GradChunk& g, const bool* reset, int64
         const float *B = g.B + t * n + k, *C = g.C + t * n + k;
         const float* from = reset[t] ? s.origin + k * R + lane : g.states + 2 * t * K * W;
         const int64_t step = reset[t] ? R : W;
-        vf gu = load(guc + t * W), gd = load(gdc + t * W);
+        vf gu = k == 0 ? splat(0) : load(guc + t * W), gd = k == 0 ? splat(0) : load(gdc + t * W);
         for (int i = 0; i < K; ++i) {
             const vf before = load(from + i * step), after = load(g.states + (2 * (t + 1) * K + i) * W);
             float *gB = g.gBC + (2 * t * K + i) * W, *gC = gB + K * W;
             const vf gh = carry[i] + gy * C[i];
-            store(gC, load(gC) + gy * after);
-            store(gB, load(gB) + gh * u);
+            store(gC, first ? gy * after : load(gC) + gy * after);
+            store(gB, first ? gh * u : load(gB) + gh * u);
             gu += gh * B[i];
             carry[i] = gh * load(g.states + ((2 * t + 1) * K + i) * W);
             const vf through = carry[i] * before;
@@ -132,11 +133,11 @@ template <int K>
 void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const GradChunk& g, const bool* reset,
                  const bool* inside, int64_t k, int64_t t0, int64_t count) {
     const int64_t n = a.forward.n;
-    zero(g.gBC, 2 * count * K * W);
     for (int64_t lane = 0; lane < tile.vectors * W; lane += W) {
         if (inside[lane / W]) forwards<K, true>(s, g, reset, n, k, lane, count);
         else forwards<K, false>(s, g, reset, n, k, lane, count);
-        backwards<K>(s, g, reset, n, k, lane, count);
+        if (lane == 0) backwards<K, true>(s, g, reset, n, k, lane, count);
+        else backwards<K, false>(s, g, reset, n, k, lane, count);
     }
     sum_lanes(g.gBC, 2 * count * K, g.sums);
     for (int64_t t = 0; t < count; ++t) {
@@ -244,7 +245,7 @@ void run(const void* context, int64_t index, char* scratch) {
     zero(g.carry, n * R);
     if (a.glast) gather_state(a.glast, tile, n, g.carry, 1.0f);
     zero(g.gA, n * R);
-    zero(g.greset, n * R);
+    if (a.greset) zero(g.greset, n * R);
     zero(g.gD, R);
     zero(g.gbias, R);
     zero(s.h, n * R);
@@ -254,8 +255,6 @@ void run(const void* context, int64_t index, char* scratch) {
         for (int64_t i = 0; i < n; ++i) memcpy(s.h + i * R, f.chunks.f(tile.b, chunk, i, tile.e), static_cast<size_t>(tile.width * 4));
         for (int64_t t = 0; t < count; ++t) reset[t] = f.line.resets(tile.b, t0 + t);
         inputs(a, tile, s, row, g, inside, t0, count);
-        zero(g.gu, kColumns);
-        zero(g.gd, kColumns);
         int64_t k = 0;
         for (; k + 4 <= n; k += 4) state_block<4>(a, tile, s, g, reset, inside, k, t0, count);
         for (; k < n; ++k) state_block<1>(a, tile, s, g, reset, inside, k, t0, count);
@@ -295,16 +294,19 @@ void sum_tiles(const void* context, int64_t index, char* scratch) {
 }
 
 // Adds up the batch rows' parts of A, D and the bias: kTile channels.
-void sum_rows(const void* context, int64_t index, char*) {
+void sum_rows(const void* context, int64_t index, char* scratch) {
     const SelectiveScanGrad& a = *static_cast<const SelectiveScanGrad*>(context);
     const SelectiveScan& f = a.forward;
-    const int64_t last = least(f.width, (index + 1) * R);
-    for (int64_t e = index * R; e < last; ++e) {
+    const int64_t first = index * R, last = least(f.width, first + R);
+    float* __restrict total = reinterpret_cast<float*>(scratch);  // (N, R)
+    zero(total, f.n * R);
+    for (int64_t b = 0; b < f.batch; ++b)
         for (int64_t i = 0; i < f.n; ++i) {
-            float total = 0;
-            for (int64_t b = 0; b < f.batch; ++b) total += *a.part_A.f(b, i, e);
-            *a.gA.f(e, i) = total;
+            const float* from = a.part_A.f(b, i, first);
+            for (int64_t e = 0; e < last - first; ++e) total[i * R + e] += from[e];
         }
+    transpose(total, f.n, last - first, R, a.gA.f(first), a.gA.stride[0]);
+    for (int64_t e = first; e < last; ++e) {
         float gD = 0, gbias = 0;
         for (int64_t b = 0; b < f.batch; ++b) {
             gD += *a.part_D.f(b, e);
@@ -322,7 +324,7 @@ void selective_scan_backward(const SelectiveScanGrad& a) {
     const int64_t scratch = ScanMemory::bytes(f.n) + ScanRow::bytes(f.n) + GradChunk::bytes(f.n);
     parallel(f.threads, f.batch * f.groups * tiles_per_group(f), scratch, run, &a);
     parallel(f.threads, f.batch * ((f.length + T - 1) / T), 4 * ceil_to(f.n, W), sum_tiles, &a);
-    parallel(f.threads, (f.width + R - 1) / R, 64, sum_rows, &a);
+    parallel(f.threads, (f.width + R - 1) / R, 4 * f.n * R, sum_rows, &a);
 }
 
 }  // namespace STATESCAN_ISA

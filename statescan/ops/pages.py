@@ -8,6 +8,7 @@ pages once, where the C library gives them back and asks again at every step.
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 import weakref
@@ -15,6 +16,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,8 +111,10 @@ _pool, _weights = _Pool(), _Pool(large=True)
 
 def empty(*shape: int | Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """``torch.empty`` on a CPU. Its storage cannot be resized."""
-    sizes = torch.Size(shape if not shape or isinstance(shape[0], int) else shape[0])  # type: ignore[arg-type]
-    return _made(_pool, LARGEST, sizes, dtype)
+    sizes: Any = shape if not shape or isinstance(shape[0], int) else shape[0]
+    if math.prod(sizes) * dtype.itemsize < SMALLEST:
+        return torch.empty(sizes, dtype=dtype)
+    return _made(_pool, LARGEST, torch.Size(sizes), dtype)
 
 
 def resident(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -123,9 +127,8 @@ def resident(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def _made(pool: _Pool, largest: int, sizes: torch.Size, dtype: torch.dtype) -> Tensor:
     count = sizes.numel()
     size = count * dtype.itemsize
-    if _ANONYMOUS is None or size < SMALLEST:
-        block = None
-    else:
+    block = None
+    if _ANONYMOUS is not None and size >= SMALLEST:
         block = pool.take(size) if size <= largest else _own(size)
     if block is None:
         return torch.empty(sizes, dtype=dtype)
