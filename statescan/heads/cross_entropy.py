@@ -14,7 +14,7 @@ from statescan.ops import native_gate as gate
 from statescan.ops import pages
 from statescan.ops.checks import state_dtype
 
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 """Logits worked on at a time."""
 
 
