@@ -129,14 +129,14 @@ void run_few(const void* context, int64_t index, char* scratch) {
 
 // The raw steps of a tile where they are a product: made here, a few positions ahead, they never cross memory.
 struct RawSteps {
-    static constexpr int64_t kAhead = 24;
-    float *weight, *rows;  // (rank, R), (kAhead, R)
+    static constexpr int64_t kPositions = 24;
+    float *weight, *rows;  // (rank, R), (kPositions, R)
 
-    static int64_t bytes(const SelectiveScan& a) { return a.weight ? 4 * (a.rank + kAhead) * R : 0; }
+    static int64_t bytes(const SelectiveScan& a) { return a.weight ? 4 * (a.rank + kPositions) * R : 0; }
 
     RawSteps(const SelectiveScan& a, const ScanTile& tile, Arena& arena) {
         if (!a.weight) return;
-        weight = arena.floats(a.rank * R), rows = arena.floats(kAhead * R);
+        weight = arena.floats(a.rank * R), rows = arena.floats(kPositions * R);
         zero(weight, a.rank * R);
         transpose(a.weight.f(tile.e), tile.width, a.rank, a.weight.stride[0], weight, R);
     }
@@ -144,10 +144,10 @@ struct RawSteps {
     // Those of position t, which follows the one before; null where they are in memory.
     const float* at(const SelectiveScan& a, const ScanTile& tile, int64_t t) {
         if (!a.weight) return nullptr;
-        const int64_t row = t % kAhead;
+        const int64_t row = t % kPositions;
         if (row == 0) {
-            zero(rows, kAhead * R);
-            multiply(Shape::full, least(kAhead, a.length - t), tile.vectors * W, a.rank, a.delta.f(tile.b, t), a.delta.stride[1], 1, weight, R,
+            zero(rows, kPositions * R);
+            multiply(Shape::full, least(kPositions, a.length - t), tile.vectors * W, a.rank, a.delta.f(tile.b, t), a.delta.stride[1], 1, weight, R,
                      rows, R);
         }
         return rows + row * R;

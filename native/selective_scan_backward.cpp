@@ -250,7 +250,8 @@ void run(const void* context, int64_t index, char* scratch) {
     zero(g.gbias, R);
     zero(s.h, n * R);
     bool reset[T], inside[R / W];
-    for (int64_t chunk = (f.length - 1) / T; chunk >= 0; --chunk) {
+    if (n == 0) zero(g.gu, kColumns), zero(g.gd, kColumns);
+    for (int64_t chunk = (f.length + T - 1) / T - 1; chunk >= 0; --chunk) {
         const int64_t t0 = chunk * T, count = least(T, f.length - t0);
         for (int64_t i = 0; i < n; ++i) memcpy(s.h + i * R, f.chunks.f(tile.b, chunk, i, tile.e), static_cast<size_t>(tile.width * 4));
         for (int64_t t = 0; t < count; ++t) reset[t] = f.line.resets(tile.b, t0 + t);

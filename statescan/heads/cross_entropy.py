@@ -14,8 +14,8 @@ from statescan.ops import native_gate as gate
 from statescan.ops import pages
 from statescan.ops.checks import state_dtype
 
-_PIECE = 1 << 18
-"""Logits worked on at a time."""
+_PIECE = {"cpu": 1 << 18, "cuda": 1 << 20}
+"""Logits worked on at a time: a few MiB, or enough to fill a GPU."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _pieces(logits: Tensor) -> Iterator[slice]:
-    step = max(1, _PIECE // logits.shape[1])
+    step = max(1, _PIECE.get(logits.device.type, _PIECE["cuda"]) // logits.shape[1])
     for first in range(0, logits.shape[0], step):
         yield slice(first, first + step)
 

@@ -29,12 +29,15 @@ class DeltaProjection(nn.Linear, Dynamic):
     dynamics = ("bias",)
 
     def forward(self, input: Tensor) -> Tensor:
-        device = input.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
-        if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not autocast):
+        if self.bias is None or (input.dtype == self.weight.dtype == self.bias.dtype and not _autocast(input)):
             return linear(input, self.weight, self.bias)
         product = F.linear(input, self.weight)
         return product + self.bias.to(state_dtype(product))  # which widens the product on its way
+
+
+def _autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows no autocast
 
 
 class RawSteps(NamedTuple):
@@ -49,7 +52,9 @@ class RawSteps(NamedTuple):
 
 
 def raw_steps(projection: nn.Module, r: Tensor) -> RawSteps:
-    """What ``projection(r)`` gives, as factors that the scan multiplies itself where nobody could tell: a kernel need not write it down."""
-    if type(projection) is DeltaProjection and not is_watched(projection):
-        return RawSteps(r, projection.weight, projection.bias)
+    """What ``projection(r)`` gives: its factors where nothing could tell, for the scan multiplies faster, else its output."""
+    if type(projection) is DeltaProjection and not is_watched(projection) and not _autocast(r):
+        weight, bias = projection.weight, projection.bias
+        if type(weight) in (Tensor, nn.Parameter) and weight.dtype == r.dtype:
+            return RawSteps(r, weight, bias)
     return RawSteps(projection(r), None, None)

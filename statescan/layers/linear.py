@@ -20,14 +20,13 @@ class Linear(nn.Linear):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks see the module's call, its own or those of every module."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or _has_any_global_hook()
+    """Whether the module has hooks of its own."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether something sees or replaces the module's call, so that its parameters must not be used in its place."""
-    return has_hooks(module) or "forward" in module.__dict__
+    """Whether something sees or replaces the call, hooks of every module included: parameters must not be used in its place."""
+    return has_hooks(module) or "forward" in module.__dict__ or bool(_has_any_global_hook())
 
 
 def is_plain(module: object) -> TypeGuard[nn.Linear]:

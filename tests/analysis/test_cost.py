@@ -7,6 +7,7 @@ import torch
 
 import statescan as ss
 from statescan.analysis import cost
+from statescan.analysis.cost import OPS
 
 
 def test_mamba_by_hand() -> None:
@@ -67,3 +68,9 @@ def test_experts_cost_what_a_token_chooses() -> None:
 def test_unknown_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="give the width"):
         cost(torch.nn.Linear(2, 2))
+
+
+def test_a_scan_that_multiplies_its_steps_counts_the_product() -> None:
+    arguments = {"x": torch.empty(2, 8, 6), "A": torch.empty(6, 4), "D": None, "delta_weight": None}
+    product = OPS["selective_scan"](arguments | {"delta_weight": torch.empty(6, 3)}) - OPS["selective_scan"](arguments)
+    assert product == 2 * 2 * 8 * 6 * 3

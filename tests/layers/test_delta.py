@@ -76,3 +76,18 @@ def test_factors_and_output_are_the_same_steps() -> None:
     assert steps.weight is projection.weight
     assert steps.bias is projection.bias
     torch.testing.assert_close(steps.delta @ steps.weight.T + steps.bias, projection(r))
+
+
+def test_watching_changes_no_bit_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    mixer, u = Mamba(32).bfloat16(), torch.randn(2, 30, 32).bfloat16()
+    with torch.no_grad():
+        expected = mixer(u)
+        mixer.dt_proj.register_forward_hook(lambda *_: None)
+        assert torch.equal(mixer(u), expected)
+
+
+def test_the_module_multiplies_under_autocast() -> None:
+    mixer, u = Mamba(16), torch.randn(2, 30, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mixer.streams(u)[0][1].weight is None

@@ -84,8 +84,8 @@ def test_what_is_shared_is_the_scan_before_the_gate() -> None:
     expected, last = plain(x, line, return_state=True)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(state, last, atol=1e-12, rtol=0)
-    (v, delta, B, C, _), _ = plain.streams(x, line)
-    torch.testing.assert_close(bus["memory"], plain.recur(v, delta, B, C, None, line, None)[0], atol=1e-12, rtol=0)
+    (v, steps, B, C, _), _ = plain.streams(x, line)
+    torch.testing.assert_close(bus["memory"], plain.recur(v, steps, B, C, None, line, None)[0], atol=1e-12, rtol=0)
     assert not bus["memory"][~line.mask].any()
 
 

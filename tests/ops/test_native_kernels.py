@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "scan two tiles": ("selective_scan", lambda: cases.selective_inputs(2, 130, 72, 16, 1), SOFTPLUS),
     "scan N5": ("selective_scan", lambda: cases.selective_inputs(1, 65, 200, 5, 1), SOFTPLUS),
     "scan N64": ("selective_scan", lambda: cases.selective_inputs(3, 65, 66, 64, 2), SOFTPLUS),
+    "scan without states": ("selective_scan", lambda: cases.selective_inputs(2, 40, 20, 0, 1), SOFTPLUS),
     "scan product": ("selective_scan", lambda: cases.product_inputs(2, 70, 150, 5, 2, 7), SOFTPLUS),
     "conv one tap": ("causal_conv1d", lambda: cases.conv_inputs(2, 5, 3, 1), {}),
     "conv L2": ("causal_conv1d", lambda: cases.conv_inputs(2, 2, 5, 4), {"activation": "silu"}),
@@ -161,20 +162,50 @@ def test_steps_multiplied_while_scanning(isa: str, length: int, timeline: bool) 
 
 
 def test_steps_are_multiplied_within_the_kernel() -> None:
-    """Not before: no tensor of the steps' size is made."""
+    """Not before, where that is faster: float32, no gradients, not too few positions or too many factors."""
     torch.manual_seed(6)
-    inputs = cases.product_inputs(1, 512, 1536, 16, 1, 48)
-    del inputs["reset_to"]
-    with mock.patch.object(steps, "linear", side_effect=AssertionError("a product of its own")):
-        with torch.no_grad():
+    before = mock.patch.object(steps, "linear", side_effect=AssertionError("a product of its own"))
+
+    def scan(length: int, rank: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> None:
+        inputs = cases.product_inputs(1, length, 80, 4, 1, rank)
+        del inputs["reset_to"]
+        inputs |= {name: inputs[name].to(dtype).requires_grad_(grad) for name in ("x", "delta", "delta_weight", "B", "C", "z")}
+        with before:
             selective_scan(**inputs, delta_softplus=True)
+
+    scan(16, 128)
+    for other in ((15, 128), (16, 129), (16, 8, torch.bfloat16), (16, 8, torch.float32, True)):
         with pytest.raises(AssertionError, match="a product of its own"):
-            selective_scan(**{name: cases.leaf(tensor) for name, tensor in inputs.items()}, delta_softplus=True)
+            scan(*other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["native", "portable", "reference"])
+@pytest.mark.parametrize("length", [1, 2, 40])
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_does_not_round_the_steps(how: str, length: int, grad: bool) -> None:
+    torch.manual_seed(6)
+    inputs = cases.product_inputs(2, length, 40, 4, 1, 33)
+    del inputs["reset_to"]
+    inputs["x"].requires_grad_(grad)
+    with implementation(how):
+        expected = selective_scan(**inputs, delta_softplus=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = selective_scan(**inputs, delta_softplus=True)
+    assert torch.equal(got, expected)
+
+
+def test_a_scan_over_nothing_has_gradients() -> None:
+    inputs = {name: cases.leaf(tensor) for name, tensor in cases.selective_inputs(2, 0, 20, 4, 1).items() if name != "reset_to"}
+    with implementation("native"):
+        y, last = selective_scan(**inputs, return_state=True)
+    (y.sum() + 2 * last.sum()).backward()
+    assert torch.equal(inputs["state"].grad, torch.full_like(inputs["state"], 2))
+    assert not inputs["A"].grad.any()
 
 
 @pytest.mark.parametrize(
     "name",
-    ["scan two tiles", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2", "mamba3 L2",
+    ["scan two tiles", "scan product", "conv L130", "ssd L130", "attention scalar", "delta vector", "delta read", "slstm L2", "mamba3 L2",
      "log-linear delta", "mesa L70"],
 )  # fmt: skip
 def test_bfloat16(name: str) -> None:

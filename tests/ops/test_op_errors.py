@@ -29,6 +29,8 @@ BAD = [
     ("diagonal_scan", {"a": (2, 4, 4)}, r"a of shape \(2, 4, 4\) does not broadcast to b of shape \(2, 5, 4\)"),
     ("diagonal_scan", {"state": (3, 4)}, r"state must have shape \(2, 4\); got \(3, 4\)"),
     ("selective_scan", {"delta": (2, 5, 1)}, r"delta must have shape \(2, 5, 4\); got \(2, 5, 1\)"),
+    ("selective_scan", {"delta": (2, 5, 2), "delta_weight": (2, 4)}, r"delta_weight must have shape \(4, R\); got \(2, 4\)"),
+    ("selective_scan", {"delta_weight": (4, 2)}, r"delta must have shape \(2, 5, 2\); got \(2, 5, 4\)"),
     ("selective_scan", {"A": (3, 3)}, r"A must have shape \(4, N\); got \(3, 3\)"),
     ("selective_scan", {"B": (2, 5, 2)}, r"B must have shape \(2, 5, G, 3\); got \(2, 5, 1, 2\)"),
     ("selective_scan", {"B": (2, 5, 3, 3), "C": (2, 5, 3, 3)}, r"B has 3 groups, which do not divide 4"),

@@ -52,8 +52,9 @@ def selective_scan(
         C: output map, of B's shape.
         D: skip, (E,).
         z: gate, (B, L, E).
-        delta_weight: (E, R), of which ``delta`` is the product, as published: without gradients the native kernel makes it while it scans,
-            in float32, so that the steps never cross memory.
+        delta_weight: (E, R), by which ``delta`` is multiplied, as published. Without gradients the native kernel multiplies float32
+            numbers while it scans, so that the steps never cross memory; else it is torch's product, in the wider of the two dtypes,
+            and its last bit may depend on the number of threads.
         delta_bias: (E,), added to ``delta`` in float32.
         delta_softplus: apply softplus to the biased delta.
         state: incoming state, (B, E, N); zeros if None.

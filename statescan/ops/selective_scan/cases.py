@@ -20,9 +20,10 @@ CASES = [
     Case("reset_to_zero", {"B": 3, "L": 21, "E": 5, "N": 4, "G": 1}, ("state", "reset")),
     Case("mask", {"B": 3, "L": 18, "E": 5, "N": 4, "G": 1}, ("D", "z", "bias", "softplus", "state", "mask")),
     Case("constant_interval", {"B": 2, "L": 11, "E": 4, "N": 1, "G": 1}, ("softplus", "constant_interval")),
-    Case("everything", {"B": 3, "L": 67, "E": 34, "N": 5, "G": 2}, ALL),
     Case("steps_as_product", {"B": 2, "L": 67, "E": 70, "N": 5, "G": 1, "R": 3}, (*ALL, "product")),
     Case("steps_as_product_short", {"B": 2, "L": 2, "E": 5, "N": 16, "G": 1, "R": 7}, ("bias", "softplus", "product")),
+    Case("steps_as_product_of_nothing", {"B": 2, "L": 20, "E": 5, "N": 4, "G": 1, "R": 0}, ("bias", "softplus", "product")),
+    Case("everything", {"B": 3, "L": 67, "E": 34, "N": 5, "G": 2}, ALL),
     Case("all_states", {"B": 3, "L": 13, "E": 6, "N": 4, "G": 2}, (*ALL, "states")),
 ]
 

@@ -8,13 +8,14 @@ from torch import Tensor
 from statescan.ops import native_gate as gate
 from statescan.ops import pages
 from statescan.ops.native_gate import view
-from statescan.ops.products import linear
 from statescan.ops.selective_scan.recorded import implement
 
 MAX_N = 512
 """Scratch grows with N; beyond this the matrix form of ``portable`` serves better."""
-FEW = 2
-"""Positions up to which lanes are states, for which the kernel finds no product."""
+LEAST_L, MOST_R = 16, 128
+"""The steps' product is made while scanning from so many positions on, for a tile turns its weight first, and up to a weight of a tile that
+stays in the first-level cache. In float32: a processor's own product of bfloat16 is faster.
+"""
 
 
 def _refuse(
@@ -33,6 +34,10 @@ def _refuse(
     )  # fmt: skip
 
 
+def _multiplies(delta: Tensor, delta_weight: Tensor) -> bool:
+    return delta.dtype == delta_weight.dtype == torch.float32 and delta.shape[1] >= LEAST_L and 0 < delta.shape[2] <= MOST_R
+
+
 def _sizes(x: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
     return (*x.shape, A.shape[1], B.shape[2])
 
@@ -48,8 +53,6 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, the last state, and the state before each chunk (B, chunks, N, E) if ``save``."""
     assert gate.module is not None
-    if delta_weight is not None and x.shape[1] <= FEW:
-        delta, delta_weight = linear(delta, delta_weight), None
     x, delta, B, C, z = gate.rows(x), gate.rows(delta), gate.rows(B), gate.rows(C), gate.rows_or_none(z)
     D, delta_bias, delta_weight = gate.rows_or_none(D), gate.rows_or_none(delta_bias), gate.rows_or_none(delta_weight)
     batch, length, width = x.shape
@@ -93,4 +96,4 @@ def _states(batch: int, length: int, width: int, n: int) -> tuple[int, ...]:
     return batch, _chunks(length), n, width
 
 
-implement("native", _refuse, _forward, _backward, _states, multiplies=True)
+implement("native", _refuse, _forward, _backward, _states, multiplies=_multiplies)

@@ -48,7 +48,7 @@ def portable(
     """y (B, L, E), the last state (B, E, N) and all states (B, L, E, N) or None."""
     dtype = state.dtype
     inputs, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, B, C))
-    delta = elapsed(multiplied(delta, delta_weight, mask, dtype), delta_bias, delta_softplus, None, interval, mask, dtype)
+    delta = elapsed(multiplied(delta, delta_weight, mask), delta_bias, delta_softplus, None, interval, mask, dtype)
     states = None
     if return_states:
         y, states = _all_states(inputs * delta, delta, A.to(dtype), B, C, state, reset, reset_to)

@@ -24,7 +24,7 @@ def implement(
     backward: Callable[..., tuple[Tensor, ...]],
     states: Callable[[int, int, int, int], tuple[int, ...]],
     *,
-    multiplies: bool = False,
+    multiplies: Callable[[Tensor, Tensor], bool] = lambda delta, delta_weight: False,
     devices: str | Sequence[str] = "cpu",
 ) -> None:
     """Add an implementation of this kind.
@@ -37,7 +37,7 @@ def implement(
         backward: (gy, glast, all of these but the state and ``save``, with the chunks' states behind the interval) -> gradients of x,
             delta, A, B, C, D, z, delta_bias, state, reset_to, interval; empty where there is no such input.
         states: (B, L, E, N) -> shape of the chunks' states.
-        multiplies: whether forward takes a last argument, delta_weight, in float32, when delta is (B, L, R) in float32.
+        multiplies: (delta, delta_weight) -> whether forward would rather take the factors, the weight as its last argument.
         devices: where it runs.
     """
 
@@ -105,10 +105,8 @@ def implement(
         unit = float(interval) if interval is not None and not isinstance(interval, Tensor) else 1.0
         A, D, delta_bias = A.float(), gate.floats(D), gate.floats(delta_bias)
         direct = gate.direct(x, delta, A, B, C, D, z, delta_weight, delta_bias, state, reset_to, reset, mask, time)
-        if multiplies and direct and delta_weight is not None:
-            delta, delta_weight = delta.float(), delta_weight.float()
-        else:
-            delta, delta_weight = multiplied(delta, delta_weight, mask, state.dtype), None
+        if delta_weight is not None and not (direct and multiplies(delta, delta_weight)):
+            delta, delta_weight = multiplied(delta, delta_weight, mask), None
         inputs = (x, delta, A, B, C, D, z, delta_bias, state, reset_to)
         arguments = (*inputs, reset, mask, time, delta_softplus, unit, gate.needs_gradient(*inputs, time))
         if not direct:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statescan.ops.checks import exactly
 from statescan.ops.positions import existing
 from statescan.ops.selective_scan import op
 
@@ -33,7 +34,8 @@ def reference(
     dtype, length = state.dtype, x.shape[1]
     inputs, delta, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, delta, B, C))
     if delta_weight is not None:
-        delta = delta @ delta_weight.to(dtype).T
+        with exactly(delta):
+            delta = delta @ delta_weight.to(dtype).T
     A = A.to(dtype)
     members = x.shape[2] // B.shape[2]  # channels in a group
     B, C = B.repeat_interleave(members, dim=2), C.repeat_interleave(members, dim=2)  # (B, L, E, N)

@@ -57,7 +57,7 @@ def mamba_ssm(
     """y (B, L, E) and the last state (B, E, N). Layouts of the kernel: (B, E, L), and (B, G, N, L) for the maps."""
     dtype, length, n = state.dtype, x.shape[1], A.shape[1]
     inputs, B, C = (existing(tensor, mask).to(dtype) for tensor in (x, B, C))
-    delta = elapsed(multiplied(delta, delta_weight, mask, dtype), delta_bias, delta_softplus, None, interval, mask, dtype)
+    delta = elapsed(multiplied(delta, delta_weight, mask), delta_bias, delta_softplus, None, interval, mask, dtype)
     single = torch.eye(n, dtype=dtype, device=x.device)[:, None].expand(x.shape[0], -1, B.shape[2], -1)  # (B, N, G, N)
     nothing, still = torch.zeros_like(single), delta.new_zeros(x.shape[0], n, x.shape[2])
     u = torch.cat([state.mT / STEP, inputs, still], dim=1)
