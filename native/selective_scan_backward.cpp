@@ -146,6 +146,15 @@ void state_block(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMem
     }
 }
 
+// As bring_rows, for chunks that follow each other backwards: what comes after the last rows of one are the first of the chunk before.
+STATESCAN_INLINE void bring_chunk(std::initializer_list<const View*> views, const ScanTile& tile, int64_t t0, int64_t t, int64_t count) {
+    if (amd()) return bring_rows(views, tile.b, t0 + t, t0 + count, tile.e, tile.width);
+    constexpr int64_t kNext = 4;
+    const int64_t next = t + kNext < count ? t0 + t + kNext : t0 - T + t + kNext - count;
+    for (const View* v : views)
+        if (*v && next >= 0) prefetch_row(*v, v->at(tile.b, next, tile.e), tile.width, 0);
+}
+
 // The chunk's inputs and the gradients before the gate. A position that does not exist becomes a step of zero with zero input, which
 // holds the state exactly, whatever stands there.
 void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& s, const ScanRow& row, GradChunk& g, bool* inside,
@@ -154,7 +163,7 @@ void inputs(const SelectiveScanGrad& a, const ScanTile& tile, const ScanMemory& 
     const int64_t n = f.n, lanes = tile.vectors * W;
     for (int64_t i = 0; i < lanes; i += W) inside[i / W] = true;
     for (int64_t t = 0; t < count; ++t) {
-        bring_rows({&f.x, &f.delta, &f.z, &a.gy}, tile.b, t0 + t, t0 + count, tile.e, tile.width);
+        bring_chunk({&f.x, &f.delta, &f.z, &a.gy}, tile, t0, t, count);
         if (!f.line.exists(tile.b, t0 + t)) {
             float* const columns[] = {g.d, g.u, g.y, g.gy};
             for (float* column : columns)
@@ -199,7 +208,7 @@ void input_gradients(const SelectiveScanGrad& a, const ScanTile& tile, const Sca
     const int64_t b = tile.b, lanes = tile.vectors * W;
     for (int64_t t = 0; t < count; ++t) {
         const int64_t now = t0 + t;
-        bring_rows({&a.gx, &a.gdelta, &a.gz}, b, now, t0 + count, tile.e, tile.width);
+        bring_chunk({&a.gx, &a.gdelta, &a.gz}, tile, t0, t, count);
         if (!f.line.exists(b, now)) {
             no_gradients(a, tile, now);
             continue;
