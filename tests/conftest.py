@@ -14,6 +14,19 @@ import torch
 logging.getLogger("torch.__trace").propagate = False  # thousands of records a compilation, which pytest would keep
 
 
+@pytest.fixture(params=("baseline", "avx2", "avx512"))
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The native kernels run with this instruction set."""
+    from statescan.ops import native_gate as gate
+
+    if gate.module is None or not gate.module.supports(request.param):
+        pytest.skip(f"this processor or build has no {request.param}")
+    before = gate.module.instruction_set()
+    gate.module.choose(request.param)
+    yield request.param
+    gate.module.choose(before)
+
+
 @pytest.fixture(autouse=True)
 def same_settings() -> Iterator[None]:
     torch.manual_seed(0)

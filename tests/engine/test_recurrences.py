@@ -121,18 +121,11 @@ def test_levels_that_cannot_be_there_are_refused_in_place() -> None:
     torch.testing.assert_close(engine.step(ids[:, 0], state)[0], expected, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx512"], indirect=True)
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("name", ["KDA", "Mamba3 several", "Attention window", "LogLinearGatedDeltaNet", "MesaNet"])
-def test_every_instruction_set(name: str, isa: str) -> None:
-    assert gate.module is not None
-    if not gate.module.supports(isa):
-        pytest.skip(f"this processor or build has no {isa}")
-    before = gate.module.instruction_set()
-    gate.module.choose(isa)
-    try:
-        assert_same(model(name), 2)
-    finally:
-        gate.module.choose(before)
+def test_every_instruction_set(name: str) -> None:
+    assert_same(model(name), 2)
 
 
 @pytest.mark.parametrize("name", ["GatedDeltaNet", "SLSTM", "Attention", "Mamba3", "LogLinearMamba2", "MesaNet"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -109,22 +107,6 @@ def test_timeline(case: tuple[str, cases.Inputs, dict[str, Any]]) -> None:
     cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
 
 
-ISA = ["baseline", "avx2", "avx512"]
-
-
-@contextmanager
-def instruction_set(isa: str) -> Iterator[None]:
-    assert gate.module is not None
-    if not gate.module.supports(isa):
-        pytest.skip(f"this processor has no {isa}")
-    best = gate.module.instruction_set()
-    gate.module.choose(isa)
-    try:
-        yield
-    finally:
-        gate.module.choose(best)
-
-
 def without_gradient(inputs: cases.Inputs, timeline: bool) -> dict[str, float]:
     """Errors of the selective scan."""
     line = cases.random_timeline("selective_scan", inputs) if timeline else None
@@ -149,15 +131,14 @@ def test_a_few_positions_without_gradient(n: int, length: int, timeline: bool) -
     assert all(error <= 1e-5 for error in errors.values()), errors
 
 
-@pytest.mark.parametrize("isa", ISA)
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("length", [1, 2, 3, 24, 25, 70])
 @pytest.mark.parametrize("timeline", [False, True])
-def test_steps_multiplied_while_scanning(isa: str, length: int, timeline: bool) -> None:
+def test_steps_multiplied_while_scanning(length: int, timeline: bool) -> None:
     """Without gradients the kernel makes the product of the steps itself."""
     torch.manual_seed(6)
     inputs = cases.product_inputs(2, length, 150, 16, 2, 7)
-    with instruction_set(isa):
-        errors = without_gradient(inputs, timeline)
+    errors = without_gradient(inputs, timeline)
     assert all(error <= 1e-5 for error in errors.values()), errors
 
 
@@ -297,13 +278,12 @@ def test_strides_and_alignment_change_nothing(name: str, place: Any) -> None:
         assert torch.equal(e, g)
 
 
-@pytest.mark.parametrize("isa", ISA)
-def test_every_instruction_set(isa: str) -> None:
-    with instruction_set(isa):
-        for op, make, options in CASES.values():
-            torch.manual_seed(5)
-            inputs = make()
-            cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set() -> None:
+    for op, make, options in CASES.values():
+        torch.manual_seed(5)
+        inputs = make()
+        cases.compare(op, inputs, cases.random_timeline(op, inputs), 1e-5, **options)
 
 
 def test_exponential_and_softplus_are_accurate() -> None:

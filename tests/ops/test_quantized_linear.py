@@ -21,16 +21,6 @@ TOLERANCE = ops["quantized_linear"].tolerance
 needs_kernels = pytest.mark.skipif(gate.module is None, reason="the compiled kernels are not installed")
 
 
-@pytest.fixture(params=("baseline", "avx2", "avx512"))
-def isa(request: pytest.FixtureRequest) -> object:
-    if gate.module is None or not gate.module.supports(request.param):
-        pytest.skip(f"no {request.param} here")
-    before = gate.instruction_set()
-    gate.module.choose(request.param)
-    yield request.param
-    gate.module.choose(before)
-
-
 def outcome(how: str, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
     arguments = make(shape, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     for name in ("x", "bias"):

@@ -73,19 +73,11 @@ def test_agrees_with_the_reference(name: str, how: str, dtype: torch.dtype, weig
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa: str) -> None:
-    assert gate.module is not None
-    if not gate.module.supports(isa):
-        pytest.skip(f"this processor has no {isa}")
-    best = gate.module.instruction_set()
-    gate.module.choose(isa)
-    try:
-        for shape in SHAPES.values():
-            arguments = make(shape)
-            check(outcome("native", arguments), expected_of(arguments), TOLERANCE[F32])
-    finally:
-        gate.module.choose(best)
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set() -> None:
+    for shape in SHAPES.values():
+        arguments = make(shape)
+        check(outcome("native", arguments), expected_of(arguments), TOLERANCE[F32])
 
 
 @needs_kernels

@@ -33,19 +33,9 @@ def _refuse(
     if A.shape[1] > MAX_N:
         return f"N is {A.shape[1]}; selective_scan_fn takes up to {MAX_N}"
     return wrapped_gate.refuse(
-        *KERNEL,
-        (torch.float32, torch.bfloat16),
-        x=x,
-        delta=delta,
-        A=A,
-        B=B,
-        C=C,
-        D=D,
-        z=z,
-        delta_weight=delta_weight,
-        delta_bias=delta_bias,
-        state=state,
-    )
+        *KERNEL, (torch.float32, torch.bfloat16), x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_weight=delta_weight,
+        delta_bias=delta_bias, state=state,
+    )  # fmt: skip
 
 
 @op.implementation("mamba_ssm", _refuse)
