@@ -14,7 +14,6 @@ void product(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, in
 // Outputs a tile: enough tiles that threads share the work evenly, no more, for what a tile asks for ahead at its end is another's. Outputs of a
 // quantised weight lie in sixteens.
 static inline int64_t product_tile(const Matrix& w) {
-    if (w.group && w.out >= 2048) return w.out >= 16384 ? 256 : 128;
     return w.out >= 1024 ? 64 : least(64, ceil_to((w.out + 15) / 16, w.group ? 16 : 4));
 }
 

@@ -1,6 +1,6 @@
-// Decoding: a program of instructions over fixed tiles, run by all threads in one parallel region. Tiles are handed out in order by a
-// counter; a thread that draws a tile of an instruction waits until every tile of the instructions before it is done, or of those before
-// the first of several that run beside each other. A tile's work does not depend on the thread that does it.
+// Decoding: a program of instructions over fixed tiles, run by all threads in one parallel region. Tiles are handed out in order, in pieces of
+// several, by a counter; a thread that draws a piece of an instruction waits until every tile of the instructions before it is done, or of those
+// before the first of several that run beside each other. A tile's work does not depend on the thread that does it, nor on its piece.
 #include <sched.h>
 
 #include "product.h"
@@ -184,77 +184,88 @@ void linear(const ProgramRun& run, const Instruction& i, int64_t tile, Arena& ar
         for (int64_t o = first; o < last; ++o) y[r * y_stride + o] += part[r * size + o - first];
 }
 
-void execute(const ProgramRun& run, const Instruction& i, int64_t tile, char* scratch, bool again) {
-    float* row = run.workspace + tile * run.program.stride;  // for what has a tile a row
-    Arena arena{scratch};
+void embed(const ProgramRun& run, const Instruction& i, int64_t r) {
+    float rest[W], *to = run.workspace + r * run.program.stride + i.target;
+    const int64_t whole = i.width / W * W;
+    const char* from = i.matrix.weight.at(run.ids[r]);
+    load_row(from, i.matrix.weight.type, whole, to);
+    if (whole == i.width) return;
+    load_row(from + whole * i.matrix.weight.bytes(), i.matrix.weight.type, i.width - whole, rest);
+    memcpy(to + whole, rest, static_cast<size_t>(4 * (i.width - whole)));
+}
+
+void gated_unit(const Instruction& i, float* row) {
+    memcpy(row + i.target, row + i.source, static_cast<size_t>(4 * i.width));
+    gate(row + i.target, row + i.other, i.width);
+}
+
+template <class Op>
+void tiles_of(Work (*work)(const Op&), const Op& a, int64_t first, int64_t last, char* scratch) {
+    const TileFn fn = work(a).fn;
+    for (int64_t tile = first; tile < last; ++tile) fn(&a, tile, scratch);
+}
+
+// Tiles [first, last). `again`: this thread's last piece was of the same instruction.
+void execute(const ProgramRun& run, const Instruction& i, int64_t first, int64_t last, char* scratch, bool again) {
+    const auto each = [&](auto&& fn) {
+        for (int64_t tile = first; tile < last; ++tile) fn(tile);
+    };
+    const auto row = [&](int64_t r) { return run.workspace + r * run.program.stride; };
     switch (i.kind) {
-        case Instruction::kEmbed: {
-            float rest[W];
-            const int64_t whole = i.width / W * W;
-            const char* from = i.matrix.weight.at(run.ids[tile]);
-            load_row(from, i.matrix.weight.type, whole, row + i.target);
-            if (whole < i.width) {
-                load_row(from + whole * i.matrix.weight.bytes(), i.matrix.weight.type, i.width - whole, rest);
-                memcpy(row + i.target + whole, rest, static_cast<size_t>(4 * (i.width - whole)));
-            }
-            return;
-        }
-        case Instruction::kNorm: return norm(row + i.source, i.matrix.weight, 0, i.width, i.eps, row + i.target);
-        case Instruction::kGatedNorm: return gated_norm(i, row);
-        case Instruction::kGatedUnit:
-            memcpy(row + i.target, row + i.source, static_cast<size_t>(4 * i.width));
-            return gate(row + i.target, row + i.other, i.width);
-        case Instruction::kLinear: return linear(run, i, tile, arena, again);
-        case Instruction::kConv: {
-            const CausalConv a = located(run, run.program.convs[i.index]);
-            return causal_conv1d_work(a).fn(&a, tile, scratch);
-        }
-        case Instruction::kSelective: {
-            const SelectiveScan a = located(run, run.program.scans[i.index]);
-            return selective_scan_work(a).fn(&a, tile, scratch);
-        }
-        case Instruction::kSsd: {
-            const Ssd a = located(run, run.program.ssds[i.index]);
-            return ssd_work(a).fn(&a, tile, scratch);
-        }
-        case Instruction::kLevels: {
-            const LogLinear a = located(run, run.program.levels[i.index]);
-            return log_linear_work(a).fn(&a, tile, scratch);
-        }
-        case Instruction::kMesa: {
-            const Mesa a = located(run, run.program.mesas[i.index]);
-            return mesa_work(a).fn(&a, tile, scratch);
-        }
-        case Instruction::kRows: return take_steps(run, i, tile);
-        case Instruction::kMatrix: return matrix_step(run, run.program.matrices[i.index], tile, scratch);
-        case Instruction::kAttend: return attend(run, run.program.attends[i.index], tile, scratch);
-        case Instruction::kRemember: return remember(run, run.program.attends[i.index], tile);
+        case Instruction::kEmbed: return each([&](int64_t r) { embed(run, i, r); });
+        case Instruction::kNorm: return each([&](int64_t r) { norm(row(r) + i.source, i.matrix.weight, 0, i.width, i.eps, row(r) + i.target); });
+        case Instruction::kGatedNorm: return each([&](int64_t r) { gated_norm(i, row(r)); });
+        case Instruction::kGatedUnit: return each([&](int64_t r) { gated_unit(i, row(r)); });
+        case Instruction::kLinear:
+            return each([&](int64_t tile) {
+                Arena arena{scratch};
+                linear(run, i, tile, arena, again || tile > first);
+            });
+        case Instruction::kConv: return tiles_of(causal_conv1d_work, located(run, run.program.convs[i.index]), first, last, scratch);
+        case Instruction::kSelective: return tiles_of(selective_scan_work, located(run, run.program.scans[i.index]), first, last, scratch);
+        case Instruction::kSsd: return tiles_of(ssd_work, located(run, run.program.ssds[i.index]), first, last, scratch);
+        case Instruction::kLevels: return tiles_of(log_linear_work, located(run, run.program.levels[i.index]), first, last, scratch);
+        case Instruction::kMesa: return tiles_of(mesa_work, located(run, run.program.mesas[i.index]), first, last, scratch);
+        case Instruction::kRows: return each([&](int64_t r) { take_steps(run, i, r); });
+        case Instruction::kMatrix: return each([&](int64_t tile) { matrix_step(run, run.program.matrices[i.index], tile, scratch); });
+        case Instruction::kAttend: return each([&](int64_t tile) { attend(run, run.program.attends[i.index], tile, scratch); });
+        case Instruction::kRemember: return each([&](int64_t tile) { remember(run, run.program.attends[i.index], tile); });
     }
 }
 
 struct Shared {
     const ProgramRun* run;
+    const int64_t* tiles;  // of each instruction
     alignas(64) mutable int64_t next;
     alignas(64) mutable int64_t done;
 };
 
+// How many of an instruction's tiles go together when so many are left. To draw costs more than many a tile, and what a product asks for ahead at
+// a piece's end is another thread's; the last pieces are small, so that no thread waits long for another.
+STATESCAN_INLINE int64_t piece(int64_t left, int threads) { return left > 2 * threads ? left / (2 * threads) : 1; }
+
 void work(const void* context, int64_t, char* scratch) {
     const Shared& shared = *static_cast<const Shared*>(context);
     const ProgramRun& run = *shared.run;
-    int64_t i = 0, previous = -1, begin = 0, end = extent(run, run.program.instructions[0]).tiles;
-    int64_t needed = 0;  // tiles that must be done before
+    int64_t i = 0, previous = -1, first = 0, number = 0;  // the piece with this number begins at this tile of this instruction
+    int64_t before = 0, needed = 0;                       // tiles of the instructions before; those that must be done
     for (;;) {
-        const int64_t ticket = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
-        while (ticket >= end) {
-            if (++i == run.program.count) return;
-            begin = end;
-            end += extent(run, run.program.instructions[i]).tiles;
-            if (!run.program.instructions[i].beside) needed = begin;
+        const int64_t drawn = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+        for (;; ++number) {
+            while (first == shared.tiles[i]) {
+                before += shared.tiles[i];
+                if (++i == run.program.count) return;
+                if (!run.program.instructions[i].beside) needed = before;
+                first = 0;
+            }
+            if (number == drawn) break;
+            first += piece(shared.tiles[i] - first, run.threads);
         }
+        const int64_t tiles = piece(shared.tiles[i] - first, run.threads);
         wait_for(&shared.done, needed);
-        execute(run, run.program.instructions[i], ticket - begin, scratch, i == previous);
+        execute(run, run.program.instructions[i], first, first + tiles, scratch, i == previous);
         previous = i;
-        __atomic_fetch_add(&shared.done, 1, __ATOMIC_RELEASE);
+        __atomic_fetch_add(&shared.done, tiles, __ATOMIC_RELEASE);
     }
 }
 
@@ -262,11 +273,13 @@ void work(const void* context, int64_t, char* scratch) {
 
 void run_program(const ProgramRun& run) {
     int64_t scratch = 64;
+    int64_t* tiles = reinterpret_cast<int64_t*>(shared_scratch(8 * run.program.count));
     for (int64_t i = 0; i < run.program.count; ++i) {
-        const int64_t needed = extent(run, run.program.instructions[i]).scratch;
-        if (needed > scratch) scratch = needed;
+        const Extent needed = extent(run, run.program.instructions[i]);
+        tiles[i] = needed.tiles;
+        if (needed.scratch > scratch) scratch = needed.scratch;
     }
-    const Shared shared{&run, 0, 0};
+    const Shared shared{&run, tiles, 0, 0};
     parallel(run.threads, run.threads, scratch, work, &shared);
 }
 
