@@ -11,8 +11,7 @@ namespace STATESCAN_ISA {
 void product(const Matrix& w, const float* x, int64_t x_stride, int64_t rows, int64_t first, int64_t last, float* y, int64_t y_stride,
              Arena& arena, bool again);
 
-// Outputs a tile: enough tiles that threads share the work evenly, no more, for what a tile asks for ahead at its end is another's. Outputs of a
-// quantised weight lie in sixteens.
+// Outputs a tile: enough tiles that threads share the work evenly. Outputs of a quantised weight lie in sixteens.
 static inline int64_t product_tile(const Matrix& w) {
     return w.out >= 1024 ? 64 : least(64, ceil_to((w.out + 15) / 16, w.group ? 16 : 4));
 }
