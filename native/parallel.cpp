@@ -50,10 +50,11 @@ struct NothingTiny {
 #endif
 };
 
-void work(const Job& job, int64_t first, int64_t step) {
+void work(const Job& job, int64_t member, int64_t team) {
     const NothingTiny guard;
     char* memory = scratch.get(job.scratch_bytes);
-    for (int64_t tile = first; tile < job.tiles; tile += step) job.fn(job.context, tile, memory);
+    const int64_t last = job.tiles * (member + 1) / team;
+    for (int64_t tile = job.tiles * member / team; tile < last; ++tile) job.fn(job.context, tile, memory);
 }
 
 void member(void* data) { work(*static_cast<const Job*>(data), thread_number(), team_size()); }
