@@ -1,4 +1,4 @@
-// No -fopenmp and no libgomp of our own: the three entry points are looked up in the runtime that torch has loaded (GNU's, or LLVM's
+// No -fopenmp and no libgomp of our own: its entry points are looked up in the runtime that torch has loaded (GNU's, or LLVM's
 // and Intel's, which export the same names). One runtime in the process means one pool of threads.
 #include "parallel.h"
 
@@ -16,7 +16,6 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Number = int (*)();
 Parallel gomp_parallel = nullptr;
 Number thread_number = nullptr;
-Number team_size = nullptr;
 
 struct Scratch {
     char* data = nullptr;
@@ -35,10 +34,32 @@ struct Scratch {
 };
 thread_local Scratch scratch, shared;
 
+// What is left of a thread's tiles: the first of them in the low half, the one behind the last in the high half.
+struct alignas(64) Share {
+    uint64_t tiles;
+};
+
+// A quarter of it, from the front for its owner and from the back for another thread; false where nothing is left.
+bool take(Share& share, bool own, int64_t& first, int64_t& last) {
+    uint64_t now = __atomic_load_n(&share.tiles, __ATOMIC_RELAXED), then;
+    do {
+        first = static_cast<int64_t>(now & 0xffffffff), last = static_cast<int64_t>(now >> 32);
+        if (first == last) return false;
+        const int64_t some = (last - first + 3) / 4;
+        if (own) last = first + some; else first = last - some;
+        then = own ? now + static_cast<uint64_t>(some) : now - (static_cast<uint64_t>(some) << 32);
+    } while (!__atomic_compare_exchange_n(&share.tiles, &now, then, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return true;
+}
+
+constexpr int kMost = 256;  // threads
+
 struct Job {
     TileFn fn;
     const void* context;
-    int64_t tiles, scratch_bytes;
+    int64_t scratch_bytes;
+    int threads;
+    Share shares[kMost];
 };
 
 // Decays underflow, and Intel's processors need a hundred cycles for a number below 1.2e-38: while a kernel runs such numbers are zeros.
@@ -50,14 +71,17 @@ struct NothingTiny {
 #endif
 };
 
-void work(const Job& job, int64_t member, int64_t team) {
+// A thread's own tiles are neighbours, and the same ones from call to call: what lies together stays in one core's caches. Whoever has done his
+// helps the others, because rows may be of different length and a core may be disturbed.
+void work(Job& job, int member) {
     const NothingTiny guard;
     char* memory = scratch.get(job.scratch_bytes);
-    const int64_t last = job.tiles * (member + 1) / team;
-    for (int64_t tile = job.tiles * member / team; tile < last; ++tile) job.fn(job.context, tile, memory);
+    for (int i = 0; i < job.threads; ++i)
+        for (int64_t tile, last; take(job.shares[(member + i) % job.threads], i == 0, tile, last);)
+            for (; tile < last; ++tile) job.fn(job.context, tile, memory);
 }
 
-void member(void* data) { work(*static_cast<const Job*>(data), thread_number(), team_size()); }
+void member(void* data) { work(*static_cast<Job*>(data), thread_number()); }
 
 }  // namespace
 
@@ -66,10 +90,8 @@ bool find_openmp(const char* path) {
     if (library == nullptr) return false;
     auto parallel_fn = reinterpret_cast<Parallel>(dlsym(library, "GOMP_parallel"));
     auto number_fn = reinterpret_cast<Number>(dlsym(library, "omp_get_thread_num"));
-    auto size_fn = reinterpret_cast<Number>(dlsym(library, "omp_get_num_threads"));
-    if (parallel_fn == nullptr || number_fn == nullptr || size_fn == nullptr) return false;
+    if (parallel_fn == nullptr || number_fn == nullptr) return false;
     thread_number = number_fn;
-    team_size = size_fn;
     gomp_parallel = parallel_fn;
     return true;
 }
@@ -77,13 +99,15 @@ bool find_openmp(const char* path) {
 char* shared_scratch(int64_t bytes) { return shared.get(bytes); }
 
 void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context) {
-    Job job{fn, context, tiles, scratch_bytes};
     if (threads > tiles) threads = static_cast<int>(tiles);
-    if (threads <= 1 || gomp_parallel == nullptr) {
-        work(job, 0, 1);
-        return;
-    }
-    gomp_parallel(member, &job, static_cast<unsigned>(threads), 0);
+    if (threads > kMost) threads = kMost;
+    if (threads < 1 || gomp_parallel == nullptr) threads = 1;
+    Job job;
+    job.fn = fn, job.context = context, job.scratch_bytes = scratch_bytes, job.threads = threads;
+    for (int i = 0; i < threads; ++i)
+        job.shares[i].tiles = static_cast<uint64_t>(tiles * (i + 1) / threads) << 32 | static_cast<uint64_t>(tiles * i / threads);
+    if (threads == 1) work(job, 0);
+    else gomp_parallel(member, &job, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace statescan

@@ -48,7 +48,6 @@ CausalConv located(const ProgramRun& run, CausalConv a) {
 
 SelectiveScan located(const ProgramRun& run, SelectiveScan a) {
     a.batch = run.rows;
-    a.threads = run.threads;
     View* const views[] = {&a.x, &a.delta, &a.B, &a.C, &a.z, &a.y};
     for (View* v : views) locate(*v, run);
     locate_state(a.state, run.before);
@@ -219,7 +218,8 @@ void execute(const ProgramRun& run, const Instruction& i, int64_t first, int64_t
         case Instruction::kLinear:
             return each([&](int64_t tile) {
                 Arena arena{scratch};
-                linear(run, i, tile, arena, again || tile > first);
+                linear(run, i, tile, arena, again);
+                again = true;
             });
         case Instruction::kConv: return tiles_of(causal_conv1d_work, located(run, run.program.convs[i.index]), first, last, scratch);
         case Instruction::kSelective: return tiles_of(selective_scan_work, located(run, run.program.scans[i.index]), first, last, scratch);
@@ -236,8 +236,8 @@ void execute(const ProgramRun& run, const Instruction& i, int64_t first, int64_t
 struct Shared {
     const ProgramRun* run;
     const int64_t* tiles;  // of each instruction
-    alignas(64) mutable int64_t next;
-    alignas(64) mutable int64_t done;
+    alignas(64) mutable int64_t next;  // piece to draw
+    alignas(64) mutable int64_t done;  // tiles
 };
 
 // How many of an instruction's tiles go together when so many are left. To draw costs more than many a tile, and what a product asks for ahead at

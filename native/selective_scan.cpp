@@ -62,7 +62,7 @@ bool few(const SelectiveScan& a) {
 template <int V>
 STATESCAN_INLINE void step(const SelectiveScan& a, const ScanTile& tile, const ScanRow& row, int64_t c) {
     vf y[W];
-    const int64_t coming = a.threads * R * a.last.stride[1];  // to this thread's next tile, if they go round: the hardware starts anew at each page
+    const int64_t coming = R * a.last.stride[1];  // to the next tile, most often this thread's: the hardware starts anew at each page
     for (int64_t i = 0; i < W; ++i) {
         const int64_t e = tile.e + c + i;
         const float *h = a.state.f(tile.b, e), *A = a.A.f(e);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -25,6 +25,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     gate.module.choose(request.param)
     yield request.param
     gate.module.choose(before)
+
+
+@pytest.fixture
+def on_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says how many threads the native kernels take from now on, however small the call."""
+    from statescan.ops import native_gate as gate
+
+    return lambda count: monkeypatch.setattr(gate, "threads", lambda operations: count)
 
 
 @pytest.fixture(autouse=True)

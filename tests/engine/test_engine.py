@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,19 +109,18 @@ def test_every_instruction_set(name: str) -> None:
     assert_same(made, ss.Engine(made), 3)
 
 
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_bits_depend_neither_on_threads_nor_on_neighbours(name: str) -> None:
+def test_bits_depend_neither_on_threads_nor_on_neighbours(name: str, kind: Any, on_threads: Callable[[int], None]) -> None:
     made = model(PARTS[name], d_model=66)
+    if kind is not None:
+        ss.quantize(made, kind)
     engine = ss.Engine(made)
     token, state = start(made, 7)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(pytree.tree_leaves(engine.step(token, state)))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for threads in (1, 2, 3, 8):
+        on_threads(threads)
+        results.append(pytree.tree_leaves(engine.step(token, state)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     alone = pytree.tree_leaves(engine.step(token[4:5], ss.state.select(state, [4])))

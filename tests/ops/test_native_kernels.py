@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -204,19 +205,15 @@ def test_bfloat16(name: str) -> None:
      "log-linear delta", "log-linear shared", "mesa L70"],
 )  # fmt: skip
 @pytest.mark.parametrize("timeline", [False, True])
-def test_same_bits_at_any_number_of_threads(name: str, timeline: bool) -> None:
+def test_same_bits_at_any_number_of_threads(name: str, timeline: bool, on_threads: Callable[[int], None]) -> None:
     torch.manual_seed(3)
     op, make, options = CASES[name]
     inputs = make()
     line = cases.random_timeline(op, inputs) if timeline else None
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(cases.run(op, "native", inputs, line, **options))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3):
+        on_threads(threads)
+        results.append(cases.run(op, "native", inputs, line, **options))
     for other in results[1:]:
         for key, value in results[0].items():
             assert torch.equal(value, other[key]), key
