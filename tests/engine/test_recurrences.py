@@ -138,7 +138,8 @@ def test_bits_depend_neither_on_threads_nor_on_neighbours(name: str, on_threads:
     for threads in (1, 2, 3):
         on_threads(threads)
         results.append(engine.step(ids[:, -1], state)[0])
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
     alone = engine.step(ids[3:4, -1], ss.state.select(state, [3]))[0]
     assert torch.equal(results[0][3:4], alone)
 
