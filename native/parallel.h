@@ -6,7 +6,7 @@ namespace statescan {
 
 using TileFn = void (*)(const void* context, int64_t tile, char* scratch);
 
-// Calls fn(context, tile, scratch) for every tile, on at most `threads` threads. `scratch` is 64-byte aligned, belongs to the thread and
+// Calls fn(context, tile, scratch) for every tile (fewer than 2^32), on at most `threads` threads. `scratch` is 64-byte aligned, belongs to the thread and
 // holds anything. A tile's work does not depend on the thread that does it, so results are the same bits at any number of threads.
 void parallel(int threads, int64_t tiles, int64_t scratch_bytes, TileFn fn, const void* context);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,12 +101,12 @@ def test_torchs_product_among_the_large_tensors(bias: bool, ours: list[tuple[int
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_the_same_bits_at_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bits_at_any_number_of_threads(threads: int, on_threads: Callable[[int], None]) -> None:
     torch.manual_seed(0)
     inputs = leaves((77,), 900, 131, True)
-    monkeypatch.setattr(gate, "threads", lambda operations: 1)
+    on_threads(1)
     one = results(products.linear, inputs)
-    monkeypatch.setattr(gate, "threads", lambda operations: threads)
+    on_threads(threads)
     for name, value in results(products.linear, inputs).items():
         assert torch.equal(value, one[name]), name
 
@@ -131,7 +132,9 @@ def test_strides_of_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_few_rows_without_gradients(dtype: torch.dtype, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_rows_without_gradients(
+    dtype: torch.dtype, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, on_threads: Callable[[int], None]
+) -> None:
     """The engine's kernel: rows that lie anywhere, any bias, the same bits in any company and on any threads; one more row is another's."""
     monkeypatch.setattr(products, "FEW_ENOUGH", {dtype: 6})
     monkeypatch.setattr(products, "onednn", None)
@@ -151,7 +154,7 @@ def test_a_few_rows_without_gradients(dtype: torch.dtype, ours: list[tuple[int, 
     x, weight = wide[..., :37].flatten(0, 1), torch.randn(50, 37).to(dtype)
     together = products.linear(x, weight)
     for threads in (1, 2, 3):
-        monkeypatch.setattr(gate, "threads", lambda operations, threads=threads: threads)
+        on_threads(threads)
         for i in range(6):
             assert torch.equal(products.linear(x[i], weight), together[i])
     calls.clear()

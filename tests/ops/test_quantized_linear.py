@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -84,17 +85,15 @@ def test_the_numbers_that_many_rows_multiply_with(isa: str, name: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("group", [64, 128, 256])
-def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(isa: str, bits: int, group: int) -> None:
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_at_any_thread_count(
+    isa: str, bits: int, group: int, on_threads: Callable[[int], None]
+) -> None:
     arguments = make(Shape((15,), 700, 1500, bits, group, bias=True))
-    threads = torch.get_num_threads()
     with implementation("native"), torch.no_grad():
-        try:
-            results = []
-            for n in (1, 2, 3):
-                torch.set_num_threads(n)
-                results.append(quantized_linear(**arguments))
-        finally:
-            torch.set_num_threads(threads)
+        results = []
+        for threads in (1, 2, 3):
+            on_threads(threads)
+            results.append(quantized_linear(**arguments))
         alone = torch.cat([quantized_linear(**arguments | {"x": row}) for row in arguments["x"].split(1)])
     assert all(torch.equal(result, alone) for result in results)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -82,15 +82,12 @@ def test_every_instruction_set() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("gated", [None, "first", "last"])
-def test_same_bits_at_any_number_of_threads(gated: str | None) -> None:
+def test_same_bits_at_any_number_of_threads(gated: str | None, on_threads: Callable[[int], None]) -> None:
     arguments = make(SHAPES["several blocks"]._replace(rows=(3, 400), gate=gated))
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(outcome("native", arguments))
-    finally:
-        torch.set_num_threads(before)
+    found = []
+    for threads in (1, 2, 3):
+        on_threads(threads)
+        found.append(outcome("native", arguments))
     for other in found[1:]:
         for key, value in found[0].items():
             assert torch.equal(value, other[key]), key
