@@ -35,7 +35,9 @@ class Residual(nn.Module):
     ) -> tuple[Tensor, State]:
         """The new stream and the new state."""
         y, state = self.mix(self.norm(x), timeline, state, bus)
-        y = F.dropout(y.to(x.dtype), self.dropout, self.training)
+        y = y.to(x.dtype)
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
         return x + (y if self.scale == 1 else self.scale * y), state
 
     def mix(self, h: Tensor, timeline: Timeline | None, state: State | None, bus: Bus | None) -> tuple[Tensor, State]:

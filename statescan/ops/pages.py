@@ -39,6 +39,14 @@ def _in_large_pages(memory: mmap.mmap) -> mmap.mmap:
     return memory
 
 
+class _Life(weakref.ref[memoryview]):
+    """Of a buffer, and which it is: a third of the time of ``weakref.finalize``."""
+
+    __slots__ = ("size", "start")
+    start: int
+    size: int
+
+
 class _Pool:
     """Segments, and the room in them by address: segment number * SEGMENT + offset. ``large``: of large pages, where there are such."""
 
@@ -46,23 +54,29 @@ class _Pool:
         self.large = large
         self.lock = threading.Lock()
         self.segments: list[mmap.mmap] = []
+        self.views: list[memoryview] = []
         self.starts: list[int] = []
         self.sizes: list[int] = []
         self.returned: deque[tuple[int, int]] = deque()
         """Buffers that have died: noted by whichever thread drops the last reference, put among the room by the next that takes some."""
+        self.lives: dict[int, _Life] = {}
 
     def take(self, size: int) -> memoryview | None:
         """A buffer of at least ``size`` bytes, which is room again when it dies; None where the system has no more addresses."""
         size = -(-size // _GRAIN) * _GRAIN
-        if not self.lock.acquire(blocking=False):
+        if not self.lock.acquire(False):
             return None  # another thread is at it, or was when this process was forked
         try:
-            self._settle()
-            place = next((i for i, room in enumerate(self.sizes) if room >= size), None)
-            if place is None:
+            if self.returned:
+                self._settle()
+            for place in range(len(self.sizes)):
+                if self.sizes[place] >= size:
+                    break
+            else:
                 assert _ANONYMOUS is not None
                 memory = mmap.mmap(-1, SEGMENT, **_ANONYMOUS)
                 self.segments.append(_in_large_pages(memory) if self.large else memory)
+                self.views.append(memoryview(memory))
                 place = len(self.starts)
                 self.starts.append((len(self.segments) - 1) * SEGMENT)
                 self.sizes.append(SEGMENT)
@@ -75,10 +89,16 @@ class _Pool:
             return None
         finally:
             self.lock.release()
-        segment, offset = divmod(start, SEGMENT)
-        block = memoryview(self.segments[segment])[offset : offset + size]
-        weakref.finalize(block, self.returned.append, (start, size)).atexit = False
+        offset = start % SEGMENT
+        block = self.views[start // SEGMENT][offset : offset + size]
+        life = _Life(block, self._heard)
+        life.start, life.size = start, size
+        self.lives[id(life)] = life
         return block
+
+    def _heard(self, life: _Life) -> None:
+        del self.lives[id(life)]
+        self.returned.append((life.start, life.size))
 
     def _settle(self) -> None:
         while self.returned:

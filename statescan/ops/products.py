@@ -18,6 +18,9 @@ FEW_ENOUGH = {torch.float32: 24, torch.bfloat16: 8}
 """Rows up to which a product without gradients waits for the weight to be read: the engine's kernel reads fastest."""
 NARROW = 32
 """Sides of a weight below which a panel is mostly padding."""
+OUTPUT = 2**20
+"""Bytes of an output, without gradients, from which it lies in a buffer of :mod:`~statescan.ops.pages`: the C library may give such memory
+back to the system whenever it is freed, and each page of it is then made anew."""
 SHALLOW = 64
 """Inputs of a weight up to which its outputs are rather computed again in the backward pass than kept."""
 
@@ -41,9 +44,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
     Of plain tensors. Without gradients: the engine's kernel (``native/product.cpp``) for a few rows, bfloat16 too, on a processor with
-    AVX-512, and oneDNN's (where torch has it) for more float32 rows, where MKL is slow. In training, in float32: ours
-    (``native/gemm.cpp``) where MKL is slow, else MKL's, in buffers of :mod:`~statescan.ops.pages`. torch's anywhere else, and under
-    compilers, autocast and functorch's transforms.
+    AVX-512, oneDNN's (where torch has it) for more float32 rows, where MKL is slow, and torch's else, large outputs in buffers of
+    :mod:`~statescan.ops.pages`. In training, in float32: ours (``native/gemm.cpp``) where MKL is slow, else MKL's, in such buffers too.
+    torch's anywhere else, and under compilers, autocast and functorch's transforms.
     """
     run = _torch
     if not torch.compiler.is_compiling() and _suits(x, weight, bias):
@@ -52,8 +55,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not gate.needs_gradient(x, weight, bias):
             if few_is_faster() and rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
                 return _few(x, weight, bias)
-            large = large and ours_is_faster()
-            if large and onednn is not None:
+            if not large or not ours_is_faster():
+                large = rows * weight.shape[0] * x.element_size() >= OUTPUT and not torch._C._len_torch_function_stack()
+            elif onednn is not None:
                 return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         if large:
             run = _recorded
@@ -96,8 +100,8 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,)."""
     (rows, depth), columns = a.shape, b.shape[1]
-    c = pages.empty(rows, columns)
-    if not ours_is_faster():
+    c = pages.empty(rows, columns, dtype=a.dtype)
+    if a.dtype != torch.float32 or not ours_is_faster():
         return torch.mm(a, b, out=c) if bias is None else torch.addmm(bias, a, b, out=c)
     assert gate.module is not None
     a, b = _lines(a), _lines(b)

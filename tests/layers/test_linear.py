@@ -100,6 +100,32 @@ def test_torchs_product_among_the_large_tensors(bias: bool, ours: list[tuple[int
     assert len(ours) == 3
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_outputs_without_gradients(
+    dtype: torch.dtype, bias: bool, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's product, in a buffer of its own; torch's memory for a smaller one, and where a mode would see the call."""
+    monkeypatch.setattr(products, "ours_is_faster", lambda: False)
+    inputs = {k: v.to(dtype) for k, v in leaves((3, 177), 300, 1003, bias).items()}
+
+    def run(rows: int) -> bool:
+        ours.clear()
+        given = {**inputs, "x": inputs["x"][:, :rows].contiguous()}
+        with torch.no_grad():
+            y = products.linear(**given)
+        assert torch.equal(y, F.linear(**given))
+        assert y.untyped_storage().resizable() is not bool(ours)
+        return bool(ours)
+
+    enough = -(-products.OUTPUT // (3 * 1003 * dtype.itemsize))
+    inputs["x"] = inputs["x"].repeat(1, 3, 1)
+    assert run(enough)
+    assert not run(enough - 1)
+    with torch.device("cpu"):  # a mode
+        assert not run(enough)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_same_bits_at_any_number_of_threads(threads: int, on_threads: Callable[[int], None]) -> None:
     torch.manual_seed(0)
