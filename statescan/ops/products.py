@@ -51,12 +51,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     run = _torch
     if not torch.compiler.is_compiling() and _suits(x, weight, bias):
         rows = x.numel() // x.shape[-1]
-        large = x.dtype == torch.float32 and rows >= FEW
+        many = rows >= FEW
+        large = many and x.dtype == torch.float32
         if not gate.needs_gradient(x, weight, bias):
             if few_is_faster() and rows <= FEW_ENOUGH.get(x.dtype, 0) and weight.stride(1) == 1:
                 return _few(x, weight, bias)
             if not large or not ours_is_faster():
-                large = rows * weight.shape[0] * x.element_size() >= OUTPUT and not torch._C._len_torch_function_stack()
+                large = many and rows * weight.shape[0] * x.element_size() >= OUTPUT and not torch._C._len_torch_function_stack()
             elif onednn is not None:
                 return onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         if large:
