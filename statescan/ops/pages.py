@@ -53,30 +53,28 @@ class _Pool:
     def __init__(self, large: bool = False) -> None:
         self.large = large
         self.lock = threading.Lock()
-        self.segments: list[mmap.mmap] = []
-        self.views: list[memoryview] = []
+        self.segments: list[memoryview] = []
         self.starts: list[int] = []
         self.sizes: list[int] = []
         self.returned: deque[tuple[int, int]] = deque()
         """Buffers that have died: noted by whichever thread drops the last reference, put among the room by the next that takes some."""
         self.lives: dict[int, _Life] = {}
+        """A weak reference calls only while it lives itself."""
 
     def take(self, size: int) -> memoryview | None:
         """A buffer of at least ``size`` bytes, which is room again when it dies; None where the system has no more addresses."""
         size = -(-size // _GRAIN) * _GRAIN
-        if not self.lock.acquire(False):
+        if not self.lock.acquire(blocking=False):
             return None  # another thread is at it, or was when this process was forked
         try:
-            if self.returned:
-                self._settle()
+            self._settle()
             for place in range(len(self.sizes)):
                 if self.sizes[place] >= size:
                     break
             else:
                 assert _ANONYMOUS is not None
                 memory = mmap.mmap(-1, SEGMENT, **_ANONYMOUS)
-                self.segments.append(_in_large_pages(memory) if self.large else memory)
-                self.views.append(memoryview(memory))
+                self.segments.append(memoryview(_in_large_pages(memory) if self.large else memory))
                 place = len(self.starts)
                 self.starts.append((len(self.segments) - 1) * SEGMENT)
                 self.sizes.append(SEGMENT)
@@ -89,8 +87,8 @@ class _Pool:
             return None
         finally:
             self.lock.release()
-        offset = start % SEGMENT
-        block = self.views[start // SEGMENT][offset : offset + size]
+        segment, offset = divmod(start, SEGMENT)
+        block = self.segments[segment][offset : offset + size]
         life = _Life(block, self._heard)
         life.start, life.size = start, size
         self.lives[id(life)] = life
@@ -121,7 +119,8 @@ class _Pool:
             self._settle()
             for start, size in zip(self.starts, self.sizes, strict=True):
                 segment, offset = divmod(start, SEGMENT)
-                self.segments[segment].madvise(mmap.MADV_DONTNEED, offset, size)
+                memory: Any = self.segments[segment].obj
+                memory.madvise(mmap.MADV_DONTNEED, offset, size)
         finally:
             self.lock.release()
 

@@ -105,7 +105,7 @@ def test_torchs_product_among_the_large_tensors(bias: bool, ours: list[tuple[int
 def test_large_outputs_without_gradients(
     dtype: torch.dtype, bias: bool, ours: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's product, in a buffer of its own; torch's memory for a smaller one, and where a mode would see the call."""
+    """torch's product, in a buffer of its own; torch's memory for a smaller one, for a few rows, and where a mode would see the call."""
     monkeypatch.setattr(products, "ours_is_faster", lambda: False)
     inputs = {k: v.to(dtype) for k, v in leaves((3, 177), 300, 1003, bias).items()}
 
@@ -124,6 +124,8 @@ def test_large_outputs_without_gradients(
     assert not run(enough - 1)
     with torch.device("cpu"):  # a mode
         assert not run(enough)
+    monkeypatch.setattr(products, "FEW", 3 * enough + 1)
+    assert not run(enough)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
